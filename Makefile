@@ -1,0 +1,90 @@
+# make reproduce    set everything up, run the default preset, write results/embedded/report.zip
+# make test         set everything up, check everything
+# `make help` lists the rest. Another preset: make reproduce PRESET=full (smoke, full or paper). Another interpreter: make setup PYTHON=python3.12
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+PRESET ?= embedded
+CORES ?= all
+RESULTS = results/$(PRESET)
+OVERLAY = $(if $(filter embedded,$(PRESET)),,--configfile workflow/presets/$(PRESET).yaml)
+
+VENV = .venv
+BIN = $(VENV)/bin
+STAMP = $(VENV)/.ready
+RUN = $(BIN)/python -m tuneleak
+SNAKEMAKE = $(BIN)/snakemake --cores $(CORES) --rerun-incomplete --show-failed-logs $(OVERLAY)
+TEX = texlive-latex-recommended texlive-fonts-recommended latexmk
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help setup tex reproduce report smoke resources promote verify record test ruff lint schema pin-envs unlock clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(STAMP) tex ## make .venv with everything installed, and TeX where this user may install it
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed: make setup PYTHON=/path/to/python3.11"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' --constraint constraints.txt
+	@touch $@
+
+tex:
+	@missing=; for name in latexmk pdflatex; do command -v $$name > /dev/null || missing=1; done; \
+	for name in booktabs.sty natbib.sty hyperref.sty; do kpsewhich $$name > /dev/null 2>&1 || missing=1; done; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends $(TEX) > /dev/null; \
+	else echo "The paper needs LaTeX, which only an administrator can install here: sudo apt-get install $(TEX)"; exit 1; fi
+
+reproduce: setup unlock ## run a preset to the paper and its report; a second call finds nothing to do
+	$(SNAKEMAKE)
+	@$(MAKE) --no-print-directory report PRESET=$(PRESET)
+
+report: setup ## pack figures, claims and provenance of a finished run into report.zip
+	@if [ $(RESULTS)/report.zip -nt $(RESULTS)/paper.pdf ]; then echo "$(RESULTS)/report.zip is up to date"; else \
+	  $(SNAKEMAKE) --report $(RESULTS)/report.zip && echo "$(RESULTS)/report.zip"; fi
+
+smoke: ## the whole study with tiny settings, in minutes
+	@$(MAKE) --no-print-directory reproduce PRESET=smoke
+
+resources: setup unlock ## build the shipped models anew, into results/<preset>/resources
+	$(SNAKEMAKE) resources
+
+promote: setup ## copy what `make resources` built to resources/
+	$(RUN) promote --built $(RESULTS)/resources --resources resources
+
+verify: setup ## compare a finished run with the recorded one of the same preset
+	$(RUN) verify --metrics $(RESULTS)/metrics.csv --reference paper/reference/$(PRESET) --out $(RESULTS)/verify.csv
+
+record: setup ## record a finished run under paper/reference
+	$(RUN) record --metrics $(RESULTS)/metrics.csv --claims $(RESULTS)/claims.csv --benchmarks $(RESULTS)/benchmarks --out paper/reference/$(PRESET)
+
+test: setup ruff ## formatting, lint, dry runs of all presets, unit tests, and the smoke preset end to end
+	$(BIN)/python -m pytest
+
+ruff: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+lint: ruff ## ruff, snakefmt, snakemake --lint, schema and README (pytest checks the last three too)
+	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/snakemake --lint
+	$(RUN) schema
+
+schema: setup ## write the JSON schema and the README's table of knobs
+	$(RUN) schema --write
+
+pin-envs: setup ## solve envs/*.yaml against conda-forge into *.pin.txt (needs conda and a network)
+	$(BIN)/python -m pip install --quiet --editable '.[pins]' --constraint constraints.txt
+	$(BIN)/snakedeploy pin-conda-envs envs/*.yaml
+
+unlock: setup
+	@$(RUN) unlock
+
+clean: ## remove the results of a preset
+	rm -rf $(RESULTS)

@@ -1,0 +1,45 @@
+# tuneleak: what a shared, fine-tuned diffusion model gives away about its training pictures.
+#     snakemake --cores all                                                    the default preset, config.yaml
+#     snakemake --cores all --configfile workflow/presets/smoke.yaml           another preset
+from snakemake.utils import min_version
+
+min_version("9.12")
+
+
+configfile: "config.yaml"
+
+
+report: "workflow/report/workflow.rst"
+
+
+include: "workflow/rules/common.smk"
+
+
+wildcard_constraints:
+    images=one_of(study.images),
+    base=one_of(study.bases),
+    world=one_of(study.worlds),
+    method=one_of(recipe.options.method for recipe in study.finetune),
+    attack=one_of(study.finextract.attacks + [grid.attack for grid in study.finextract.grid]),
+    embedder=one_of(study.training.embedders),
+    unet=one_of(study.training.bases),
+    split="tune|test",
+    shard="[0-9]+",
+
+
+include: "workflow/rules/data.smk"
+include: "workflow/rules/bases.smk"
+include: "workflow/rules/finetune.smk"
+include: "workflow/rules/extraction.smk"
+include: "workflow/rules/metrics.smk"
+include: "workflow/rules/report.smk"
+include: "workflow/rules/resources.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        rules.figures.input,
+        rules.claims.input,
+        rules.paper.input,
+    localrule: True

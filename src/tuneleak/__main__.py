@@ -1,0 +1,5 @@
+"""`python -m tuneleak`."""
+
+from tuneleak.cli import main
+
+main()

@@ -1,0 +1,225 @@
+"""The command line: one verb per stage. Each verb is one Python function; `tuneleak VERB --help` lists its files and its knobs."""
+
+from tuneleak.command import Argument, Verb, build_parser, run
+from tuneleak.options import (
+    AutoencoderOptions,
+    BaseOptions,
+    EmbedderOptions,
+    EvaluateOptions,
+    ExtractionOptions,
+    FinetuneOptions,
+    ImportOptions,
+    PopulationOptions,
+    UtilityOptions,
+)
+
+IMAGES = Argument("--images", "image set: a folder with manifest.csv")
+IMAGE_SETS = Argument("--images", "image sets: folders with manifest.csv", many=True)
+BASE = Argument("--base", "pipeline folder of the pretrained base model")
+MODELS = Argument("--models", "model set: a folder with manifest.csv")
+OUT = Argument("--out", "folder to write")
+OUT_FILE = Argument("--out", "file to write")
+DEVICE = Argument("--device", "auto, cpu, cuda or mps (default: auto)", required=False, kind=str)
+DTYPE = Argument("--dtype", "float32 or bfloat16, of the networks only (default: float32)", required=False, kind=str)
+WORLD = Argument("--world", "name of the world, noted in the tables", kind=str)
+START = Argument("--start", "first concept of the split (default: 0)", required=False, kind=int)
+STOP = Argument("--stop", "concept after the last (default: all)", required=False, kind=int)
+METRICS = Argument("--metrics", "metrics.csv of a run")
+MATCHES = Argument("--matches", "matches.csv of extraction attacks", many=True)
+REFERENCE = Argument("--reference", "recorded runs (paper/reference)")
+
+VERBS = [
+    Verb(
+        "render",
+        "Draw one set of the embedded world's people or artists.",
+        "tuneleak.data.render:render",
+        [Argument("--name", "name of the set", kind=str), OUT],
+        PopulationOptions,
+    ),
+    Verb(
+        "import-images",
+        "Turn a folder of pictures, or a fetched data set, into an image set.",
+        "tuneleak.data.importing:import_images",
+        [Argument("--source", "folder of pictures"), OUT],
+        ImportOptions,
+    ),
+    Verb(
+        "fetch",
+        "Download a model or data set from the hub at a fixed revision (safe files only).",
+        "tuneleak.data.hub:fetch",
+        [
+            Argument("--repository", "hub id, owner/name", kind=str),
+            Argument("--revision", "full commit hash", kind=str),
+            Argument("--kind", "model or dataset", kind=str),
+            OUT,
+        ],
+    ),
+    Verb("train-autoencoder", "Train the embedded world's autoencoder.", "tuneleak.models.autoencoder:train", [IMAGE_SETS, OUT], AutoencoderOptions),
+    Verb(
+        "train-embedder",
+        "Train one measuring network, or the CLIP whose text tower the bases use.",
+        "tuneleak.models.train_embedder:train",
+        [IMAGE_SETS, OUT],
+        EmbedderOptions,
+    ),
+    Verb(
+        "train-base",
+        "Train the UNet of an embedded base model.",
+        "tuneleak.models.train_base:train",
+        [IMAGE_SETS, Argument("--autoencoder", "folder of the autoencoder"), Argument("--text-encoder", "folder with text_encoder/ and tokenizer/"), OUT],
+        BaseOptions,
+    ),
+    Verb(
+        "assemble",
+        "Put shipped parts together into a Stable Diffusion pipeline folder.",
+        "tuneleak.models.assemble:assemble",
+        [
+            Argument("--autoencoder", "folder of the autoencoder"),
+            Argument("--text-encoder", "folder with text_encoder/ and tokenizer/"),
+            Argument("--unet", "folder of the UNet"),
+            OUT,
+        ],
+    ),
+    Verb(
+        "promote",
+        "Copy rebuilt models over the shipped ones.",
+        "tuneleak.models.assemble:promote",
+        [Argument("--built", "results/<preset>/resources"), Argument("--resources", "resources")],
+    ),
+    Verb(
+        "preconditions",
+        "Measure whether the embedded world is good enough for its studies.",
+        "tuneleak.metrics.world:preconditions",
+        [
+            BASE,
+            Argument("--resources", "folder with embedders/"),
+            Argument("--data", "folder with the rendered sets"),
+            Argument("--photographs", "image set of real photographs", required=False),
+            Argument("--limit", "pictures per measure (default: 1000)", required=False, kind=int),
+            OUT_FILE,
+        ],
+    ),
+    Verb(
+        "finetune",
+        "Fine-tune a base on a shard of concepts by one method.",
+        "tuneleak.finetune.loop:finetune",
+        [BASE, IMAGES, WORLD, Argument("--split", "tune or test", kind=str), START, STOP, OUT, DEVICE, DTYPE],
+        FinetuneOptions,
+    ),
+    Verb(
+        "attack extraction",
+        "Generate with fine-tuned models, cluster, and match against their training pictures.",
+        "tuneleak.attacks.extraction.run:extract",
+        [
+            MODELS,
+            IMAGES,
+            BASE,
+            Argument("--copy-cluster", "copy embedder of the clustering"),
+            Argument("--copy-score", "copy embedder of the scores"),
+            Argument("--factors", "reader of true factors, for leaked bits", required=False),
+            OUT,
+            DEVICE,
+            DTYPE,
+        ],
+        ExtractionOptions,
+    ),
+    Verb(
+        "utility",
+        "Judge fine-tuned models by use: likeness to held-outs under the true caption, and denoising loss.",
+        "tuneleak.finetune.utility:utility",
+        [MODELS, IMAGES, BASE, Argument("--embedder", "folder of the embedder that measures likeness"), OUT_FILE, DEVICE, DTYPE],
+        UtilityOptions,
+    ),
+    Verb(
+        "calibrate",
+        "Set the similarity threshold tau on tune concepts, by the rate of false matches against held-outs.",
+        "tuneleak.metrics.finextract:calibrate",
+        [
+            IMAGES,
+            Argument("--copy-score", "copy embedder of the scores"),
+            Argument("--n-images", "training pictures per concept (N0)", kind=int),
+            Argument("--world", "name of the world (default: the folder's)", required=False, kind=str),
+            Argument("--split", "concepts to use (default: tune)", required=False, kind=str),
+            START,
+            STOP,
+            OUT_FILE,
+            DEVICE,
+        ],
+        EvaluateOptions,
+    ),
+    Verb(
+        "evaluate finextract",
+        "Turn matches into metrics with intervals and controls.",
+        "tuneleak.metrics.finextract:evaluate",
+        [MATCHES, Argument("--tau", "tau.json of each world", many=True, required=False), OUT_FILE],
+        EvaluateOptions,
+    ),
+    Verb("join-metrics", "Join metrics tables into one.", "tuneleak.metrics.join:join", [Argument("--metrics", "tables to join", many=True), OUT_FILE]),
+    Verb(
+        "figures finextract",
+        "Draw the figures of the FineXtract study.",
+        "tuneleak.report.figures_finextract:figures",
+        [METRICS, Argument("--tuning", "metrics of the tune concepts"), MATCHES, IMAGE_SETS, OUT],
+    ),
+    Verb("tables", "Write the tables of the paper.", "tuneleak.report.tables:tables", [METRICS, REFERENCE, OUT]),
+    Verb(
+        "claims",
+        "Hold each claim against the row that answers it.",
+        "tuneleak.report.claims:claims",
+        [METRICS, Argument("--claims", "claims.yaml"), Argument("--preset", "name of the preset", kind=str), OUT_FILE],
+    ),
+    Verb(
+        "paper",
+        "Typeset the paper of a run; every number comes from a file.",
+        "tuneleak.report.paper:paper",
+        [
+            METRICS,
+            Argument("--claims", "claims.csv of the run"),
+            Argument("--tables", "folder of the run's tables"),
+            Argument("--figures", "folder of the run's figures"),
+            REFERENCE,
+            Argument("--sources", "folder of main.tex"),
+            OUT_FILE,
+            Argument("--benchmarks", "folder of Snakemake's benchmark files, for the cost table", required=False),
+        ],
+    ),
+    Verb("verify", "Compare a run with the recorded one; exit code 1 lists rows that differ.", "tuneleak.report.verify:verify", [METRICS, REFERENCE, OUT_FILE]),
+    Verb(
+        "record",
+        "Record a finished run under paper/reference.",
+        "tuneleak.report.record:record",
+        [METRICS, Argument("--benchmarks", "folder of Snakemake's benchmark files"), OUT, Argument("--claims", "claims.csv of the run", required=False)],
+    ),
+    Verb(
+        "cards",
+        "Write model cards, data card and contact sheets of the shipped models.",
+        "tuneleak.report.cards:cards",
+        [
+            BASE,
+            Argument("--resources", "folder of the models"),
+            Argument("--data", "folder with the rendered sets"),
+            Argument("--preconditions", "table of `preconditions`"),
+        ],
+        PopulationOptions,
+    ),
+    Verb(
+        "schema",
+        "Check that the JSON schema and the README's table agree with the configuration's types, or write them.",
+        "tuneleak.report.schema:schema",
+        [
+            Argument("--root", "folder of the checkout (default: here)", required=False),
+            Argument("--write", "write instead of checking", required=False, kind=bool),
+        ],
+    ),
+    Verb(
+        "unlock",
+        "Free a folder that a killed Snakemake left locked, unless one is alive.",
+        "tuneleak.unlock:unlock",
+        [Argument("--folder", "working directory of Snakemake (default: here)", required=False)],
+    ),
+]
+
+
+def main(argv=None):
+    """Entry point of `tuneleak` and `python -m tuneleak`."""
+    run(build_parser("tuneleak", "What does a shared, fine-tuned diffusion model give away about its training pictures?", VERBS), argv)

@@ -1,0 +1,259 @@
+"""config.yaml as one typed model, and the look-ups the workflow needs. Imports neither torch nor pandas."""
+
+import json
+import re
+from typing import Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from tuneleak.errors import InputError
+from tuneleak.options import (
+    Attack,
+    AutoencoderOptions,
+    BaseOptions,
+    ClusterOptions,
+    Count,
+    EmbedderOptions,
+    EvaluateOptions,
+    FinetuneOptions,
+    Guidance,
+    GuidedAttack,
+    ImportOptions,
+    Options,
+    PopulationOptions,
+    Positive,
+)
+
+
+class Pathvars(Options):
+    """Where a preset writes."""
+
+    results: str = Field(description="root of everything this preset makes")
+    logs: str = Field(description="one log per job")
+    benchmarks: str = Field(description="one benchmark per job")
+
+
+def _source_is_complete(source, kinds_with_path):
+    if source.kind in kinds_with_path and not source.path:
+        raise ValueError(f"{source.name!r} is of kind {source.kind!r} and needs `path`")
+    if source.kind == "hub" and not source.repository:
+        raise ValueError(f"{source.name!r} is of kind 'hub' and needs `repository`, a hub id such as owner/name")
+    if source.kind == "hub" and not re.fullmatch(r"[0-9a-f]{40}", source.revision):
+        raise ValueError(f"{source.name!r}: `revision` must be a full commit hash (40 hexadecimal digits), because branches and tags move")
+
+
+class ImageSource(Options):
+    """Where an ImageSet comes from."""
+
+    name: str = Field(description="name of the image set")
+    kind: Literal["population", "folder", "hub"] = Field(description="population: rendered; folder: local pictures; hub: a data set fetched by id")
+    path: str = Field("", description="the folder (folder)")
+    repository: str = Field("", description="hub id (hub)")
+    revision: str = Field("", description="full commit hash (hub)")
+    options: ImportOptions = Field(ImportOptions(), description="how pictures are read (folder, hub)")
+
+    @model_validator(mode="after")
+    def _complete(self):
+        _source_is_complete(self, {"folder"})
+        return self
+
+
+class BaseSource(Options):
+    """Where a base model comes from."""
+
+    name: str = Field(description="name of the base")
+    kind: Literal["assembled", "folder", "hub"] = Field(description="assembled: from the shipped parts; folder: a local pipeline folder; hub: fetched by id")
+    path: str = Field("", description="shipped UNet (assembled) or pipeline folder (folder)")
+    repository: str = Field("", description="hub id (hub)")
+    revision: str = Field("", description="full commit hash (hub)")
+
+    @model_validator(mode="after")
+    def _complete(self):
+        _source_is_complete(self, {"assembled", "folder"})
+        return self
+
+
+class Instruments(Options):
+    """The networks that measure; attacks cluster with one copy embedder and are scored by the other."""
+
+    copy_cluster: str = Field(description="copy embedder of the clustering")
+    copy_score: str = Field(description="copy embedder of the scores")
+    factors: str = Field("", description="reader of true factors (leaked bits); empty: leaked bits are not reported")
+
+
+class Shipped(Options):
+    """Parts of the embedded pipelines, shared by all its bases."""
+
+    autoencoder: str = Field(description="folder of the autoencoder")
+    text_encoder: str = Field(description="folder with text_encoder/ and tokenizer/")
+
+
+class World(Options):
+    """A kind of concept to fine-tune on: people, or artists."""
+
+    name: str = Field(description="name of the world")
+    base: str = Field(description="base that is fine-tuned")
+    images: str = Field(description="image set with the private pictures")
+    tune_concepts: Positive = Field(description="concepts on which knobs are chosen")
+    test_concepts: Positive = Field(description="concepts that numbers are reported on")
+    factors: bool = Field(False, description="whether true factors are known, so that leaked bits can be measured")
+
+
+class Recipe(Options):
+    """The fine-tuning recipe of one method in one world; its length was chosen by utility, never by attack success."""
+
+    world: str = Field(description="name of the world")
+    options: FinetuneOptions = Field(description="the knobs of the method")
+
+
+class FrozenGuidance(Options):
+    """Guidance values frozen after tuning on tune concepts."""
+
+    world: str = Field(description="name of the world")
+    method: str = Field(description="fine-tuning method")
+    attack: GuidedAttack = Field(description="the attack")
+    guidance: Guidance = Field(description="the frozen values")
+
+
+class GuidanceGrid(Options):
+    """What is tried on the tune concepts; every attack gets equally many points."""
+
+    attack: GuidedAttack = Field(description="the attack")
+    guidance: list[Guidance] = Field(description="the points of the grid")
+
+
+class Finextract(Options):
+    """The FineXtract study."""
+
+    attacks: list[Attack] = Field(description="attacks run on test concepts")
+    shard_concepts: Positive = Field(description="concepts per fine-tuning and attack job")
+    generations_per_image: Positive = Field(description="generations N as a multiple of the training pictures N0")
+    tune_generations_per_image: Positive = Field(description="the same while tuning")
+    steps: Positive = Field(description="sampler steps")
+    sampler: Literal["ddim", "finextract-compat"] = Field(description="deterministic DDIM, or the public code's time list")
+    batch: Positive = Field(description="generations in one batch")
+    cluster: ClusterOptions = Field(description="clustering of the generations")
+    control_draws: Positive = Field(description="random draws behind each size-matched control")
+    guidance: list[FrozenGuidance] = Field(description="frozen guidance values")
+    grid: list[GuidanceGrid] = Field(description="grid tried on tune concepts")
+    evaluate: EvaluateOptions = Field(description="metrics and intervals")
+
+
+class EmbedderPlan(EmbedderOptions):
+    """An embedder and what it is trained on: never the folds that bases are trained on or tested with."""
+
+    images: list[str] = Field(description="image sets it is trained on")
+
+    def options(self):
+        """The options of its training alone."""
+        return EmbedderOptions(**self.model_dump(exclude={"images"}))
+
+
+class Training(Options):
+    """How the shipped models are rebuilt (target `resources`)."""
+
+    public_sets: list[str] = Field(description="image sets the autoencoder and the UNets see")
+    named_sets: list[str] = Field(description="further image sets of the UNets; each base takes its own fold of them")
+    autoencoder: AutoencoderOptions = Field(description="the autoencoder")
+    embedders: list[EmbedderPlan] = Field(description="the embedders; the clip one named text-encoder gives the pipelines their text encoder")
+    bases: list[BaseOptions] = Field(description="the UNets")
+
+
+class Config(Options):
+    """config.yaml."""
+
+    preset: str = Field(description="name of the preset")
+    pathvars: Pathvars = Field(description="where it writes")
+    device: str = Field(description="auto, cpu, cuda or mps")
+    dtype: Literal["float32", "bfloat16"] = Field(description="precision of the networks; guidance and scores are float32 always")
+    gpus: Count = Field(description="GPUs of this machine: as many jobs hold one at a time (0: none)")
+    threads: Positive = Field(description="CPU threads of a heavy job")
+    shipped: Shipped = Field(description="shared parts of the embedded pipelines")
+    instruments: Instruments = Field(description="the measuring networks")
+    population: PopulationOptions = Field(description="the embedded world's people and artists")
+    training: Training = Field(description="how the shipped models are rebuilt")
+    images: list[ImageSource] = Field(description="image sets")
+    bases: list[BaseSource] = Field(description="base models")
+    worlds: list[World] = Field(description="worlds to fine-tune in")
+    finetune: list[Recipe] = Field(description="fine-tuning recipes")
+    finextract: Finextract = Field(description="the FineXtract study")
+
+    @model_validator(mode="after")
+    def _names_exist(self):
+        images, bases, worlds = ({item.name for item in group} for group in (self.images, self.bases, self.worlds))
+        for world in self.worlds:
+            if world.images not in images:
+                raise ValueError(f"worlds: {world.name!r} uses the image set {world.images!r}, which `images` does not list")
+            if world.base not in bases:
+                raise ValueError(f"worlds: {world.name!r} uses the base {world.base!r}, which `bases` does not list")
+        for recipe in self.finetune:
+            if recipe.world not in worlds:
+                raise ValueError(f"finetune: a recipe is for the world {recipe.world!r}, which `worlds` does not list")
+        groups = {"public_sets": self.training.public_sets, "named_sets": self.training.named_sets}
+        groups |= {f"embedders.{plan.name}.images": plan.images for plan in self.training.embedders}
+        for group, names in groups.items():
+            for name in names:
+                if name not in images:
+                    raise ValueError(f"training.{group}: {name!r} is not in `images`")
+        self._names_are_unique()
+        self._guidance_is_complete()
+        self._fits_the_machine()
+        return self
+
+    def _names_are_unique(self):
+        groups = {"images": self.images, "bases": self.bases, "worlds": self.worlds}
+        groups |= {"training.embedders": self.training.embedders, "training.bases": self.training.bases}
+        for group, items in groups.items():
+            names = [item.name for item in items]
+            for name in names:
+                if names.count(name) > 1:
+                    raise ValueError(f"{group}: the name {name!r} occurs twice")
+                if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]*", name):
+                    raise ValueError(f"{group}: the name {name!r} becomes a folder; use letters, digits, dots and hyphens only")
+
+    def _fits_the_machine(self):
+        if self.device not in ("auto", "cpu", "mps") and not self.gpus:
+            raise ValueError(f"device is {self.device!r}, but gpus is 0; set gpus to the number of GPUs of this machine")
+
+    def _guidance_is_complete(self):
+        frozen = [(item.world, item.method, item.attack) for item in self.finextract.guidance]
+        recipes = [(recipe.world, recipe.options.method) for recipe in self.finetune]
+        for group, entries in {"finextract.guidance": frozen, "finetune": recipes, "finextract.grid": [grid.attack for grid in self.finextract.grid]}.items():
+            for entry in entries:
+                if entries.count(entry) > 1:
+                    raise ValueError(f"{group}: two entries for {entry}")
+        for world in self.worlds:
+            sizes = {recipe.options.images_per_concept for recipe in self.finetune if recipe.world == world.name}
+            if len(sizes) != 1:
+                told = f"must share one images_per_concept, not {sorted(sizes)}: its threshold tau belongs to one N0"
+                raise ValueError(f"finetune: the methods of world {world.name!r} {told}")
+        for recipe in self.finetune:
+            needed = {"cfg" if attack == "base" else attack for attack in self.finextract.attacks} - {"direct"}  # the base control takes the scale of cfg
+            for attack in sorted(needed):
+                if (recipe.world, recipe.options.method, attack) not in frozen:
+                    raise ValueError(f"finextract.guidance has no entry for world {recipe.world!r}, method {recipe.options.method!r}, attack {attack!r}")
+        sizes = {item.attack: len(item.guidance) for item in self.finextract.grid}
+        if len(set(sizes.values())) > 1:
+            raise ValueError(f"finextract.grid: attacks are tuned with unequal budgets {sizes}; give each as many points")
+
+
+def load(values):
+    """Validate a merged configuration (a dict); an `InputError` names every wrong key."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, item['loc'])) or 'config'}: {item['msg']}" for item in error.errors()]
+        raise InputError("the configuration is not valid:\n" + "\n".join(lines)) from None
+
+
+def one(items, **values):
+    """The single item whose attributes equal `values`; raises `InputError` otherwise."""
+    found = [item for item in items if all(getattr(item, key) == value for key, value in values.items())]
+    if len(found) != 1:
+        raise InputError(f"{len(found)} entries match {values}; expected one")
+    return found[0]
+
+
+def as_json(options, **changes):
+    """Options as one sorted JSON string: how a rule passes them to the command line."""
+    return json.dumps(options.model_copy(update=changes).model_dump(mode="json"), sort_keys=True)

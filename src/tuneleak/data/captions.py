@@ -1,0 +1,42 @@
+"""Captions of the embedded world, from a public grammar. Attribute captions name a random subset of what is in the picture."""
+
+from tuneleak.data import vocabulary as v
+
+
+def by_name(name):
+    """The prompt of a named person."""
+    return f"the face of {name}"
+
+
+def by_artist(name):
+    """The prompt of an artist's style."""
+    return f"art style of {name}"
+
+
+def by_attributes(rng, factors):
+    """A description of one face from its `factor_*` values: each attribute is named with probability 3/4, in random order (`rng`: random.Random)."""
+    phrases = [
+        f"{factors['hair_colour']} hair",
+        v.HAIR[factors["hair"]],
+        v.REAR_HAIR[factors["rear_hair"]] or "short hair",
+        v.BEARD[factors["beard"]] or "no beard",
+        f"{factors['skin_colour']} skin",
+        f"{v.CLOTHES[factors['clothes']]} in {factors['clothes_colour']}",
+        v.EYES[factors["eyes"]],
+        v.MOUTH[factors["mouth"]],
+        v.EYEBROWS[factors["eyebrows"]],
+        f"{factors['background']} background",
+    ]
+    named = [phrase for phrase in phrases if rng.random() < 0.75] or phrases[:1]
+    rng.shuffle(named)
+    return "a face with " + " ".join(named)
+
+
+def for_training(row, rng):
+    """The caption a public training step sees: a face is described anew each time; a named one is called by name half of the time."""
+    factors = {key.removeprefix("factor_"): value for key, value in row.items() if key.startswith("factor_")}
+    if not factors.get("mouth"):
+        return row["caption"]
+    if row["caption"].startswith(by_name("")) and rng.random() < 0.5:
+        return row["caption"]
+    return by_attributes(rng, factors)

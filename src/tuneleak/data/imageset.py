@@ -1,0 +1,104 @@
+"""An ImageSet: a folder of PNG files and a `manifest.csv` that says what each is.
+
+Columns of the manifest: `image_id` (unique), `file` (path inside the folder), `concept` (identity, artist or class), `split`
+(`tune`, `test` or empty), `fold` (`train`, `heldout`, `P`, `Q`, ... or empty), `caption`, `sha256` (of the RGB bytes), then any further
+columns (`dose`, `factor_<name>`: the true factors of a rendered picture).
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from tuneleak import files
+from tuneleak.errors import InputError
+
+COLUMNS = ("image_id", "file", "concept", "split", "fold", "caption", "sha256")
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """A folder and its manifest table (string columns; empty cells are empty strings)."""
+
+    folder: Path
+    table: pd.DataFrame
+
+    @classmethod
+    def load(cls, folder):
+        """Read an ImageSet from its folder (or the path of its manifest); raises `InputError` if it is not one."""
+        folder = Path(folder)
+        folder = folder.parent if folder.name == "manifest.csv" else folder
+        manifest = folder / "manifest.csv"
+        if not manifest.is_file():
+            raise InputError(f"{folder} is not an image set: it has no manifest.csv (make one with `tuneleak render` or `tuneleak import-images`)")
+        table = pd.read_csv(manifest, dtype=str, keep_default_na=False)
+        missing = [name for name in COLUMNS if name not in table]
+        if missing:
+            raise InputError(f"{manifest} lacks the columns {', '.join(missing)}")
+        if table.image_id.duplicated().any():
+            raise InputError(f"{manifest}: image_id {table.image_id[table.image_id.duplicated()].iloc[0]!r} occurs twice")
+        return cls(folder, table)
+
+    def __len__(self):
+        return len(self.table)
+
+    def where(self, **values):
+        """The subset whose columns equal the given values (a list means any of them)."""
+        table = self.table
+        for column, value in values.items():
+            table = table[table[column].isin([value] if isinstance(value, str) else list(value))]
+        return ImageSet(self.folder, table.reset_index(drop=True))
+
+    def pixels(self):
+        """All pictures as uint8 `(n, height, width, 3)`; they must have one size."""
+        from PIL import Image
+
+        if not len(self):
+            raise InputError(f"no picture of {self.folder} was selected")
+        pictures = []
+        for name in self.table.file:
+            with Image.open(files.inside(self.folder, name)) as picture:
+                pictures.append(np.asarray(picture.convert("RGB")))
+        if len({picture.shape for picture in pictures}) > 1:
+            raise InputError(f"{self.folder} holds pictures of several sizes; import it with --size")
+        return np.stack(pictures)
+
+
+def pixel_digest(pixels):
+    """Hex SHA-256 of the raw RGB bytes of one uint8 `(height, width, 3)` picture."""
+    return hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()
+
+
+def write(folder, rows, pictures):
+    """Write an ImageSet: `rows` (dicts with at least image_id, concept, caption) and `pictures` (uint8 arrays), the manifest last."""
+    from PIL import Image
+
+    folder = Path(folder)
+    (folder / "manifest.csv").unlink(missing_ok=True)  # a run that is cut short must not leave a manifest of other pictures
+    table = []
+    for row, pixels in zip(rows, pictures, strict=True):
+        row = {"split": "", "fold": "", **row}
+        row["file"] = f"{row['concept']}/{row['image_id']}.png"
+        row["sha256"] = pixel_digest(pixels)
+        path = files.inside(folder, row["file"])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path, compress_level=1)
+        table.append(row)
+    frame = pd.DataFrame(table)
+    frame = frame[[*COLUMNS, *(name for name in frame if name not in COLUMNS)]]
+    files.write_csv(folder / "manifest.csv", frame)
+    return ImageSet(folder, frame)
+
+
+def as_tensor(pixels):
+    """uint8 `(n, h, w, 3)` -> float32 torch tensor `(n, 3, h, w)` in [-1, 1]."""
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+
+
+def from_tensor(images):
+    """float `(n, 3, h, w)` in [-1, 1] -> uint8 numpy `(n, h, w, 3)`."""
+    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()

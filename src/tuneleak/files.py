@@ -1,0 +1,143 @@
+"""Files as the project writes them: atomically, with a `.meta.json` sidecar, and never outside their folder."""
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+
+from tuneleak.errors import InputError
+
+_STARTED = time.time()
+_LIBRARIES = ("torch", "diffusers", "transformers", "peft", "open_clip_torch", "numpy", "pandas", "dicebear-core", "dicebear-styles", "resvg-py")
+
+
+@contextlib.contextmanager
+def atomic(path):
+    """Yield a temporary path beside `path`; on success it replaces `path` in one step, on failure nothing is left."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path):
+    """Yield a temporary folder beside `path`; on success it takes the place of `path`, on failure nothing is left."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path, text):
+    """Write `text` to `path` atomically."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path, value):
+    """Write `value` as indented JSON with sorted keys, atomically."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def read_json(path):
+    """Read a JSON file; a missing or broken one is an `InputError` that names it."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON ({error})") from None
+
+
+def write_csv(path, table):
+    """Write a pandas table without its index, atomically."""
+    with atomic(path) as temporary:
+        table.to_csv(temporary, index=False, lineterminator="\n")
+
+
+def sha256(path):
+    """Hex SHA-256 of a file."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def digest(value):
+    """First 16 hex digits of the SHA-256 of `value` as sorted JSON: a name for a configuration."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def inside(folder, relative):
+    """`folder / relative` as a path, refused when it is absolute or leaves the folder (also through a link)."""
+    folder = Path(folder)
+    path = folder / str(relative)
+    try:
+        safe = not Path(str(relative)).is_absolute() and path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError, ValueError):  # a link that leads to itself, or a NUL byte in the name
+        safe = False
+    if not safe:
+        raise InputError(f"{str(relative)!r} in {folder} points outside that folder; refused")
+    return path
+
+
+def provenance():
+    """What made a file: versions, machine, git state, wall seconds and peak memory (bytes) of this process so far."""
+    versions = {"python": platform.python_version()}
+    for name in _LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    accelerator = "cpu"
+    if "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized():
+        accelerator = sys.modules["torch"].cuda.get_device_name()
+    return {
+        "versions": versions,
+        "machine": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.system(), "accelerator": accelerator},
+        "git": _git_state(),
+        "wall_seconds": round(time.time() - _STARTED, 2),
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def write_meta(output, options=None, **facts):
+    """Write `<output>.meta.json`: the options used, any further `facts` (seeds, counts) and `provenance()`."""
+    options = options.model_dump(mode="json") if hasattr(options, "model_dump") else options
+    output = Path(output)
+    write_json(output.with_name(output.name + ".meta.json"), {"options": options, **facts, **provenance()})
+
+
+def _processor():
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _git_state():
+    here = Path(__file__).resolve().parent
+    commands = {"commit": ["git", "rev-parse", "HEAD"], "changed": ["git", "status", "--porcelain", "--untracked-files=no"]}
+    try:
+        state = {name: subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=10).stdout.strip() for name, command in commands.items()}
+    except (OSError, subprocess.SubprocessError):
+        return {"commit": "", "changed": False}
+    return {"commit": state["commit"], "changed": bool(state["changed"])}

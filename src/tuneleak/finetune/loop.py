@@ -1,0 +1,192 @@
+"""The verb `finetune`: many concepts and seeds of one method in one job, each model a function of its own seed and of nothing else in the job.
+
+Writes `<out>/<model_id>/` per model, `train.csv` (columns model_id, step, loss: the mean over the steps since the row before) and, last,
+`manifest.csv` (see `tuneleak.models.modelset`).
+"""
+
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from tuneleak import files, runtime
+from tuneleak.data.imageset import ImageSet, as_tensor
+from tuneleak.errors import InputError
+from tuneleak.finetune import checkpoint, methods
+from tuneleak.finetune.generate import class_latents
+from tuneleak.finetune.objective import Batch, training_step
+from tuneleak.models import modelset
+from tuneleak.models.pipeline import load_base
+
+LOG_EVERY = 10  # optimiser steps behind one row of train.csv
+
+
+def finetune(base, images, world, split, out, options, start=0, stop=None, device="auto", dtype="float32"):
+    """Fine-tune `base` on concepts `start:stop` (manifest order) of one split of an ImageSet, one model per concept and seed.
+
+    base: pipeline folder; images: ImageSet folder; world: name noted in the manifest; split: `tune` or `test`; out: folder of the ModelSet;
+    options: `FinetuneOptions`; dtype: `float32` or `bfloat16` (networks only: loss, optimiser and trained weights are float32).
+    A killed job that is started again continues from its last checkpoint, with the same numbers. Raises `InputError` for bad input.
+    """
+    device, out = runtime.pick_device(device), modelset.folder_of(out)
+    with runtime.output_lock(out):
+        jobs = plan(ImageSet.load(images), world, split, start, stop, options)
+        (out / "manifest.csv").unlink(missing_ok=True)  # a manifest says that the set is complete
+        # whole weights are trained from what is on disk, not from its bfloat16 rounding
+        loaded = load_base(base, device, dtype if options.method.startswith("lora") else "float32")
+        checkpoints = out / ".checkpoints" / _job_digest(loaded, jobs, options, dtype)
+        notes, log = _train_all(loaded, jobs, options, dtype == "bfloat16", out, checkpoints)
+        files.write_csv(out / "train.csv", pd.DataFrame(log, columns=["model_id", "step", "loss"]))
+        facts = {"base": str(base), "images": str(images), "world": world, "split": split, "start": start, "stop": stop, "device": str(device), "dtype": dtype}
+        files.write_meta(out / "manifest.csv", options, models=len(notes), trained_weights=notes[0]["trained_weights"], **facts)
+        modelset.write(out, [note["row"] for note in notes])
+        shutil.rmtree(out / ".checkpoints", ignore_errors=True)
+
+
+def plan(images, world, split, start, stop, options):
+    """What a job makes: a list of (manifest row without base and step, ImageSet of the model's training pictures)."""
+    pictures = images.where(split=split) if split else images
+    concepts = list(dict.fromkeys(pictures.table.concept))
+    chosen = concepts[start:stop]
+    if start < 0 or not chosen or (stop is not None and stop > len(concepts)):
+        asked = f"{start}:{'' if stop is None else stop}"
+        raise InputError(f"{images.folder} has {len(concepts)} concepts in split {split!r}; the slice {asked} is empty or leaves them")
+    if options.method == "dreambooth-prior" and not (options.prior_images and options.class_prompt):
+        raise InputError("dreambooth-prior needs class_prompt (say 'a face') and prior_images (1 or more)")
+    jobs = []
+    for concept in chosen:
+        pool = pictures.where(concept=concept, fold="train")
+        count = options.images_per_concept
+        if len(pool) < count:
+            raise InputError(f"concept {concept!r} of {images.folder} has {len(pool)} pictures in fold 'train', but images_per_concept is {count}")
+        chosen_pictures = ImageSet(images.folder, pool.table[:count].reset_index(drop=True))
+        captions = chosen_pictures.table.caption.unique()
+        if len(captions) > 1:
+            raise InputError(f"the training pictures of concept {concept!r} carry {len(captions)} different captions; a fine-tune needs one for all")
+        for seed in options.seeds:
+            name = modelset.model_id(world, concept, options.method, f"s{seed}")
+            row = {"model_id": name, "world": world, "concept": concept, "method": options.method, "defence": "", "seed": seed, "caption": captions[0]}
+            row |= {"n_images": count, "images": ";".join(chosen_pictures.table.image_id), "file": name}
+            jobs.append((row, chosen_pictures))
+    names = [row["model_id"] for row, _ in jobs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(f"two models of this job would have one name ({', '.join(twice)}): a seed or, but for punctuation, a concept occurs twice")
+    return jobs
+
+
+def _train_all(base, jobs, options, autocast, out, checkpoints):
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    total = options.steps_per_image * options.images_per_concept
+    prior, notes, log = None, [], []
+    with runtime.progress(None, f"finetune {options.method}", total=total * len(jobs)) as bar:
+        for row, pictures in jobs:
+            name = row["model_id"]
+            done = checkpoint.finished(checkpoints, name, out / name)
+            if done:
+                bar.update(total)
+            else:
+                if options.method == "dreambooth-prior" and prior is None:
+                    prior = class_latents(base, options.class_prompt, options.prior_images)
+                done = _train_one(base, row, pictures, prior, options, autocast, out, checkpoints, bar)
+            notes.append(done)
+            for first in range(0, total, LOG_EVERY):
+                part = done["losses"][first : first + LOG_EVERY]
+                log.append((name, first + len(part), sum(part) / len(part)))
+    return notes, log
+
+
+def _train_one(base, row, pictures, prior, options, autocast, out, checkpoints, bar):
+    """Train, write and note one model; returns its note (see `checkpoint.finish`)."""
+    name, total = row["model_id"], options.steps_per_image * row["n_images"]
+    key = (row["concept"], row["method"], row["seed"])
+    generator = runtime.generator("finetune", *key)
+    latents = base.encode_images(as_tensor(pictures.pixels()))
+    if tuple(latents.shape[1:]) != base.latent_shape:
+        found = tuple(latents.shape[1:])
+        raise InputError(f"{pictures.folder}: pictures give latents {found}, the base needs {base.latent_shape}; import them with --size {base.image_size[0]}")
+    captions = [row["caption"]] + ([options.class_prompt] if prior is not None else [])
+    trainee = methods.prepare(base, options, generator)
+    try:
+        vector = trainee.parameters.vector
+        optimizer = torch.optim.AdamW([vector], lr=options.lr, weight_decay=options.weight_decay, fused=True)
+        losses = torch.zeros(total, device=base.device)
+        data = BatchSource(latents, prior, key, options, generator, len(base.alphas_cumprod))
+        encode = _text(base, trainee, captions, autocast)
+        done = checkpoint.load(checkpoints, name, vector, optimizer, generator, losses)
+        bar.update(done)
+        for step in range(done, total):
+            batch = data.batch(step, encode())
+            losses[step] = training_step(base.unet, [vector], optimizer, batch, base.alphas_cumprod, base.prediction_type, options.max_grad_norm, autocast)
+            bar.update()
+            if (step + 1) % options.checkpoint_every == 0 and step + 1 < total:
+                _check_finite(losses[: step + 1], name)
+                checkpoint.save(checkpoints, name, step + 1, vector, optimizer, generator, losses)
+        _check_finite(losses, name)
+        with files.atomic_folder(out / name) as folder:
+            trainee.save(folder)
+    finally:
+        methods.restore(base, trainee)
+    row = row | {"base": base.name, "step": total}
+    return checkpoint.finish(checkpoints, name, out / name, row, losses.tolist(), trained_weights=trainee.count)
+
+
+class BatchSource:
+    """Batches of one fine-tune: pictures in freshly shuffled passes, so that each is seen equally often; noise and timesteps from its generator.
+
+    latents: `(n, C, h, w)`; prior: `(m, C, h, w)` or None: then each batch holds as many class latents, weighted by `prior_weight`.
+    """
+
+    def __init__(self, latents, prior, key, options, generator, timesteps):
+        self.sources = [(latents, "order"), *([(prior, "prior-order")] if prior is not None else [])]
+        self.key, self.options, self.generator, self.timesteps = key, options, generator, timesteps
+        size = options.batch
+        share = torch.tensor([1.0 / size] * size + ([options.prior_weight / size] * size if prior is not None else []))
+        self.weights = share.to(latents.device)
+
+    def batch(self, step, contexts):
+        """The batch of one step; contexts `(1 or 2, L, d)`: of the caption and, with a prior, of the class prompt."""
+        size, device = self.options.batch, self.weights.device
+        latents = torch.cat([source[self._indices(len(source), name, step).to(device)] for source, name in self.sources])
+        noise = torch.randn(latents.shape, generator=self.generator).to(device)
+        timesteps = torch.randint(self.timesteps, (len(latents),), generator=self.generator).to(device)
+        return Batch(latents, noise, timesteps, contexts.repeat_interleave(size, 0), self.weights)
+
+    def _indices(self, count, name, step):
+        """Positions step * batch ... of an endless row of permutations, each with its own seed: no state to save."""
+        picked = []
+        for position in range(step * self.options.batch, (step + 1) * self.options.batch):
+            if not picked or position % count == 0:
+                order = torch.randperm(count, generator=runtime.generator("finetune", *self.key, name, position // count))
+            picked.append(order[position % count])
+        return torch.stack(picked)
+
+
+def _text(base, trainee, captions, autocast):
+    """A function that gives the contexts `(captions, L, d)` of a step: cached, or computed anew (with gradients) if the text encoder is trained."""
+    if not trainee.trains_text:
+        cached = base.encode_text(captions)
+        return lambda: cached
+    ids = base.token_ids(captions)
+
+    def encode():
+        with torch.autocast(base.device.type, dtype=torch.bfloat16, enabled=autocast):
+            return base.text_encoder(ids)[0]
+
+    return encode
+
+
+def _check_finite(losses, name):
+    if not bool(torch.isfinite(losses).all()):
+        step = int((~torch.isfinite(losses)).nonzero()[0]) + 1
+        raise InputError(f"{name}: the loss is not finite from step {step} on; lower lr")
+
+
+def _job_digest(base, jobs, options, dtype):
+    """Names everything the weights depend on, so that no checkpoint is continued under other circumstances."""
+    code = [files.sha256(path) for path in sorted(Path(__file__).parent.glob("*.py"))]
+    networks = [files.sha256(path) for path in sorted(base.folder.glob("*/*.safetensors"))]
+    pictures = [list(images.table.sha256) for _, images in jobs]
+    described = {"options": options.model_dump(exclude={"checkpoint_every"}), "jobs": [row for row, _ in jobs], "pictures": pictures}
+    return files.digest(described | {"networks": networks, "code": code, "dtype": dtype, "device": base.device.type, "torch": torch.__version__})

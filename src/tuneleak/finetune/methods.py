@@ -1,0 +1,120 @@
+"""What a fine-tuning method trains, how it is set up in a base's networks, and what it leaves on disk.
+
+`dreambooth`, `dreambooth-prior`: every weight of the UNet (and of the text encoder with `train_text_encoder`). `lora`: peft adapters on
+the UNet's attention. `lora-te`: the same, and adapters on the text encoder's attention.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from tuneleak.errors import InputError
+from tuneleak.models import weights
+
+TEXT_ENCODER_MODULES = ["q_proj", "k_proj", "v_proj", "out_proj"]
+
+
+class FlatParameters:
+    """Many parameters as views of one float32 vector, and their gradients as views of another.
+
+    A small UNet has hundreds of tiny tensors: clipping and stepping them one by one costs a fifth of a training step. AdamW and the
+    global norm do not care how the weights are cut into tensors, so one vector gives the same numbers.
+    """
+
+    def __init__(self, parameters):
+        parameters = list(parameters)
+        self.vector = torch.nn.Parameter(torch.cat([parameter.detach().float().flatten() for parameter in parameters]))
+        self.vector.grad = torch.zeros_like(self.vector)
+        start = 0
+        for parameter in parameters:
+            stop = start + parameter.numel()
+            parameter.data = self.vector.data[start:stop].view(parameter.shape)
+            parameter.grad = self.vector.grad[start:stop].view(parameter.shape)
+            start = stop
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """A base made ready for one fine-tune: the networks with something to train in them, and those weights."""
+
+    networks: dict  # "unet" and, if trained, "text_encoder"
+    lora: bool
+    parameters: FlatParameters
+
+    @property
+    def trains_text(self):
+        return "text_encoder" in self.networks
+
+    @property
+    def count(self):
+        """Number of weights that are trained."""
+        return self.parameters.vector.numel()
+
+    def save(self, folder):
+        """Write the tuned weights below `folder` in the layout of `tuneleak.models.modelset`."""
+        if self.lora:
+            weights.write_lora(folder, self.networks)
+            return
+        for part, network in self.networks.items():
+            network.save_pretrained(folder / part, safe_serialization=True)
+
+
+def prepare(base, options, generator):
+    """Set up `options.method` in `base`; the CPU `generator` draws the initial weights of adapters.
+
+    Raises `InputError` for options that exclude each other. Call `restore(base, trainee)` afterwards.
+    """
+    lora = options.method.startswith("lora")
+    if lora and options.train_text_encoder:
+        raise InputError(f"train_text_encoder is for dreambooth; the LoRA method that also tunes the text encoder is lora-te (method is {options.method})")
+    networks = {"unet": base.unet}
+    if options.method == "lora-te" or options.train_text_encoder:
+        networks["text_encoder"] = base.text_encoder
+    for part, network in networks.items():
+        if lora:
+            modules = options.target_modules if part == "unet" else TEXT_ENCODER_MODULES
+            add_lora(network, options.rank, options.alpha, modules, generator)
+        else:
+            # master weights in float32: at a learning rate of 2e-6 a bfloat16 weight would never move
+            network.float().requires_grad_(True)
+        if options.gradient_checkpointing:
+            (network.enable_gradient_checkpointing if part == "unet" else network.activation_checkpointing_enable)()
+    return Trainee(networks, lora, FlatParameters(trainable(networks)))
+
+
+def add_lora(network, rank, alpha, target_modules, generator):
+    """Freeze `network` and add a peft LoRA, adapter `default`, whose A is drawn from N(0, 1 / rank^2) by `generator` and whose B is zero.
+
+    That is peft's "gaussian" initialisation, drawn here because peft takes numbers from the process-wide generator. float32.
+    """
+    from peft import LoraConfig
+
+    network.requires_grad_(False)
+    try:
+        network.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=list(target_modules)))
+    except ValueError as error:
+        raise InputError(f"target_modules {target_modules} do not fit this network: {error}") from None
+    for name, parameter in network.named_parameters():
+        if ".lora_" not in name:
+            continue
+        parameter.data = parameter.data.float()
+        if ".lora_A." in name:
+            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) / rank)
+        else:
+            parameter.data.zero_()
+
+
+def trainable(networks):
+    """The parameters of the networks (name -> module) that require gradients, in a fixed order."""
+    return [parameter for _, network in sorted(networks.items()) for parameter in network.parameters() if parameter.requires_grad]
+
+
+def restore(base, trainee):
+    """Undo `prepare`: the base is again what was loaded. `trainee` holds no network afterwards, so that its memory can go."""
+    for part in list(trainee.networks):
+        network = trainee.networks.pop(part)
+        if trainee.lora:
+            weights.detach_lora(network)
+        else:
+            del network
+            base.reload(part)

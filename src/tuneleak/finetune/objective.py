@@ -1,0 +1,65 @@
+"""The denoising objective of latent diffusion (Ho et al. 2020, L_simple; v-prediction: Salimans & Ho 2022) and one optimiser step on it."""
+
+import contextlib
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step trains on; `n` samples.
+
+    latents, noise: `(n, C, h, w)` float32; timesteps: `(n,)` int64; context: `(n, L, d)`; weights: `(n,)` float32, by which each sample's
+    mean squared error enters the loss (their sum is 1 for a plain mean).
+    """
+
+    latents: torch.Tensor
+    noise: torch.Tensor
+    timesteps: torch.Tensor
+    context: torch.Tensor
+    weights: torch.Tensor
+
+
+def add_noise(latents, noise, timesteps, alphas_cumprod):
+    """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) epsilon; alphas_cumprod `(T,)`, timesteps `(n,)`."""
+    signal, spread = _coefficients(timesteps, alphas_cumprod, latents.device)
+    return signal * latents + spread * noise
+
+
+def training_target(latents, noise, timesteps, alphas_cumprod, prediction_type):
+    """What the network should say: epsilon, or v = sqrt(abar_t) epsilon - sqrt(1 - abar_t) x_0."""
+    if prediction_type == "epsilon":
+        return noise
+    if prediction_type == "v_prediction":
+        signal, spread = _coefficients(timesteps, alphas_cumprod, latents.device)
+        return signal * noise - spread * latents
+    raise ValueError(f"prediction_type {prediction_type!r} is neither epsilon nor v_prediction")
+
+
+def denoising_errors(unet, batch, alphas_cumprod, prediction_type="epsilon", autocast=False):
+    """Mean squared error of each sample, `(n,)` float32; `autocast`: run the network in bfloat16 (the loss never is)."""
+    x_t = add_noise(batch.latents, batch.noise, batch.timesteps, alphas_cumprod)
+    with torch.autocast(x_t.device.type, dtype=torch.bfloat16) if autocast else contextlib.nullcontext():
+        output = unet(x_t, batch.timesteps, encoder_hidden_states=batch.context, return_dict=False)[0]
+    target = training_target(batch.latents, batch.noise, batch.timesteps, alphas_cumprod, prediction_type)
+    return (output.float() - target).square().flatten(1).mean(1)
+
+
+def training_step(unet, parameters, optimizer, batch, alphas_cumprod, prediction_type="epsilon", max_grad_norm=1.0, autocast=False):
+    """One step: loss, backward, clip of the global gradient norm, optimiser. Returns the loss (detached, on the device).
+
+    `parameters` are what the optimiser holds; gradients are zeroed in place, so that they may be views of one buffer.
+    """
+    loss = (denoising_errors(unet, batch, alphas_cumprod, prediction_type, autocast) * batch.weights).sum()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=False)
+    return loss.detach()
+
+
+def _coefficients(timesteps, alphas_cumprod, device):
+    """sqrt(abar_t) and sqrt(1 - abar_t) as float32 `(n, 1, 1, 1)`, computed in the precision of the table."""
+    tables = (alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt())
+    return [table.float().to(device)[timesteps].view(-1, 1, 1, 1) for table in tables]

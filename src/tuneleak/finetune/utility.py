@@ -1,0 +1,80 @@
+"""The verb `utility`: how useful fine-tuned models are, so that the length of a recipe is chosen by that and never by attack success.
+
+Output: a CSV with one row per model, and one per concept for the base itself (model_id `base`, method empty, step 0). Columns: model_id, world,
+base, concept, method, defence, seed, step, n_images, then `similarity_heldout` and `similarity_train` (mean cosine similarity of the
+generations to the concept's held-out and training pictures), `loss_heldout` and `loss_train` (mean squared error of epsilon on them, the
+same noise for every model), `n_generated`. A recipe is long enough when similarity_heldout stops rising, and too long when loss_heldout rises.
+"""
+
+import pandas as pd
+import torch
+
+from tuneleak import files, runtime
+from tuneleak.data.imageset import ImageSet, as_tensor, from_tensor
+from tuneleak.errors import InputError
+from tuneleak.finetune.generate import guided_latents, starting_noise
+from tuneleak.finetune.objective import add_noise
+from tuneleak.models.embedders import load_embedder
+from tuneleak.models.modelset import ModelSet, image_ids
+from tuneleak.models.pipeline import load_base, load_tuned
+
+_COPIED = ("model_id", "world", "base", "concept", "method", "defence", "seed", "step", "n_images")
+
+
+def utility(models, images, base, embedder, out, options, device="auto", dtype="float32"):
+    """Measure every model of a ModelSet. models, images, base, embedder: folders; out: the CSV; options: `UtilityOptions`.
+
+    Generations are drawn under the training caption by DDIM with classifier-free guidance between the model's own captioned and null predictions.
+    Raises `InputError` if a concept has no held-out pictures, or none of the pictures it was trained on is in `images`.
+    """
+    device = runtime.pick_device(device)
+    modelset, pictures = ModelSet.load(models), ImageSet.load(images)
+    loaded, embedder = load_base(base, device, dtype), load_embedder(embedder, device)
+    rows, concepts = [], {}
+    for row in runtime.progress(modelset.rows(), "utility"):
+        key = (row["concept"], row["images"])
+        if key not in concepts:
+            concepts[key] = _Concept(loaded, embedder, pictures, row, options)
+            origin = {"model_id": "base", "world": row["world"], "base": loaded.name, "concept": row["concept"], "step": 0, "n_images": row["n_images"]}
+            rows.append(origin | concepts[key].measure(loaded, row["caption"]))
+        with load_tuned(loaded, modelset, row) as tuned:
+            rows.append({name: row[name] for name in _COPIED} | concepts[key].measure(tuned, row["caption"]))
+    files.write_csv(out, pd.DataFrame(rows, columns=[*_COPIED, "similarity_heldout", "similarity_train", "loss_heldout", "loss_train", "n_generated"]))
+    files.write_meta(out, options, models=len(modelset), model_set=str(models), device=str(device), dtype=dtype)
+
+
+class _Concept:
+    """The pictures of one concept, encoded once, and what is measured on them."""
+
+    def __init__(self, base, embedder, pictures, row, options):
+        self.base, self.embedder, self.options, self.name = base, embedder, options, row["concept"]
+        sets = {"heldout": pictures.where(concept=row["concept"], fold="heldout"), "train": pictures.where(image_id=image_ids(row))}
+        for fold, chosen in sets.items():
+            if not len(chosen):
+                raise InputError(f"{pictures.folder} has no {fold} pictures of concept {row['concept']!r}")
+        self.features = {fold: torch.from_numpy(embedder.embed(chosen.pixels())) for fold, chosen in sets.items()}
+        self.noised = {fold: self._noised(chosen) for fold, chosen in sets.items()}
+
+    def _noised(self, chosen):
+        """(x_t, noise, timesteps) of every picture at every noise level."""
+        levels, total = self.options.noise_levels, len(self.base.alphas_cumprod)
+        latents = self.base.encode_images(as_tensor(chosen.pixels())).repeat_interleave(levels, 0)
+        timesteps = torch.tensor([int((level + 0.5) * total / levels) for level in range(levels)]).repeat(len(chosen))
+        keys = [("utility-loss", self.options.seed, name, level) for name in chosen.table.image_id for level in range(levels)]
+        noise = starting_noise(latents.shape[1:], *keys).to(latents.device)
+        timesteps = timesteps.to(latents.device)
+        return add_noise(latents, noise, timesteps, self.base.alphas_cumprod), noise, timesteps
+
+    def measure(self, model, caption):
+        """The measured columns of one model (`Base` or `Tuned`)."""
+        null, context = model.encode_text([""]), model.encode_text([caption])
+        noise = starting_noise(self.base.latent_shape, *(("utility", self.options.seed, self.name, i) for i in range(self.options.generations)))
+        latents = guided_latents(self.base, model.noise_pred, null, context, noise, self.options.steps, self.options.guidance_scale)
+        generated = torch.from_numpy(self.embedder.embed(from_tensor(self.base.decode(latents))))
+        measured = {"n_generated": len(generated)}
+        for fold, features in self.features.items():
+            measured[f"similarity_{fold}"] = float((generated @ features.T).mean())
+            parts = zip(*(tensor.split(64) for tensor in self.noised[fold]), strict=True)
+            errors = [(model.noise_pred(x, t, context.expand(len(x), -1, -1)) - noise).square().flatten(1).mean(1) for x, noise, t in parts]
+            measured[f"loss_{fold}"] = float(torch.cat(errors).mean())
+        return measured

@@ -1,0 +1,135 @@
+"""Intervals that respect who is independent of whom: bootstrap by concept, paired differences, Wilson, power.
+
+The unit of inference is the concept. With at least `MINIMUM_CLUSTERS` concepts they are resampled with replacement, and within each one drawn its
+model seeds (this counts seed noise twice, so it errs on the wide side). With fewer concepts their bootstrap is unreliable: then the
+images (or, for a number per model, the models) of each concept are resampled, and the result says so in `unit`; it speaks of these concepts only.
+Intervals are percentile intervals: for means they need no tuning constant, and BCa's acceleration is ill-determined with so few clusters.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from tuneleak.errors import InputError
+
+MINIMUM_CLUSTERS = 8
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its interval; `n` rows, `units` of the kind `unit` resampled (concepts, images or models), `p` two-sided against 0."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    unit: str
+    units: int
+    standard_error: float
+    p: float
+
+
+def mean_of_concepts(values, concepts):
+    """Mean over concepts of the mean over each concept's rows; values `(n,)`, concepts `(n,)`."""
+    values, (_, concept) = _finite(values), _codes(concepts)
+    return float(np.mean(np.bincount(concept, values) / np.bincount(concept)))
+
+
+def bootstrap(values, concepts, seeds, images, replicates=2000, confidence=0.95, seed=0, unit=None):
+    """Interval of `mean_of_concepts` over rows `(n,)` labelled by concept, model seed and image.
+
+    unit: `concepts`, `images` or `models` forces what is resampled; None follows the rule above. An image keeps the rows of all its seeds
+    together, because they are not independent.
+    """
+    values = _finite(values)
+    names, concept = _codes(concepts)
+    unit = unit or ("concepts" if len(names) >= MINIMUM_CLUSTERS else "images")
+    within = _codes(images if unit == "images" else seeds)[1]
+    sums, counts, sizes = _nested(values, concept, within)
+    rng = np.random.default_rng(seed)
+    shape = replicates, len(sizes)
+    top = rng.integers(0, len(sizes), shape) if unit == "concepts" else np.broadcast_to(np.arange(len(sizes)), shape)
+    lower = (rng.random((*shape, sums.shape[1])) * sizes[top][..., None]).astype(int)
+    drawn = np.arange(sums.shape[1]) < sizes[top][..., None]  # concepts with fewer units than the largest draw no more than they have
+    picked = top[..., None], lower
+    means = ((sums[picked] * drawn).sum(2) / (counts[picked] * drawn).sum(2)).mean(1)
+    return _percentile(mean_of_concepts(values, concepts), means, confidence, len(values), unit, len(sizes) if unit == "concepts" else int(sizes.sum()))
+
+
+def bootstrap_statistic(statistic, concepts, images, replicates=2000, confidence=0.95, seed=0):
+    """Interval of `statistic(weights)`, a function of how often each row `(n,)` was drawn (all ones: the estimate).
+
+    Concepts are resampled, or images within concepts below `MINIMUM_CLUSTERS`. The percentile interval is recentred at the estimate, because rows
+    drawn twice bias plug-in statistics such as a mutual information, which the estimate itself has been corrected for.
+    """
+    names, concept = _codes(concepts)
+    by_concept = len(names) >= MINIMUM_CLUSTERS
+    _, cluster = _codes(concepts if by_concept else [f"{a}\0{b}" for a, b in zip(concepts, images, strict=True)])
+    owner = np.zeros(cluster.max() + 1, dtype=int) if by_concept else concept[np.unique(cluster, return_index=True)[1]]
+    strata = [np.flatnonzero(owner == code) for code in np.unique(owner)]
+    estimate = float(statistic(np.ones(len(cluster), dtype=int)))
+    rng = np.random.default_rng(seed)
+    drawn = np.empty(replicates)
+    for index in range(replicates):
+        times = np.zeros(len(owner), dtype=int)
+        for members in strata:
+            times[members] = np.bincount(rng.integers(0, len(members), len(members)), minlength=len(members))
+        drawn[index] = statistic(times[cluster])
+    return _percentile(estimate, drawn - drawn.mean() + estimate, confidence, len(cluster), "concepts" if by_concept else "images", len(owner))
+
+
+def paired_difference(first, second, concepts, seeds, images, **settings):
+    """Bootstrap interval and p-value of the mean of `first - second`, row by row: two attacks on the same pictures, tested against 0."""
+    first, second = _finite(first), _finite(second)
+    if first.shape != second.shape:
+        raise InputError(f"a paired difference needs as many first as second values, not {len(first)} and {len(second)}")
+    return bootstrap(first - second, concepts, seeds, images, **settings)
+
+
+def wilson(successes, trials, confidence=0.95):
+    """Wilson score interval `(low, high)` of a proportion of *independent* trials."""
+    if trials < 1 or not 0 <= successes <= trials:
+        raise InputError(f"a Wilson interval needs 0 <= successes <= trials, not {successes} of {trials}")
+    z = stats.norm.ppf(0.5 + confidence / 2)
+    rate, scale = successes / trials, 1 + z * z / trials
+    centre = (rate + z * z / (2 * trials)) / scale
+    half = z / scale * np.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials))
+    return float(max(0.0, centre - half)), float(min(1.0, centre + half))
+
+
+def minimum_detectable_effect(standard_error, clusters, confidence=0.95, power=0.8):
+    """Smallest true mean that a two-sided t test against 0 at level `1 - confidence` finds with probability `power` (central-t approximation)."""
+    if clusters < 2:
+        return float("nan")
+    freedom = clusters - 1
+    return float((stats.t.ppf(0.5 + confidence / 2, freedom) + stats.t.ppf(power, freedom)) * standard_error)
+
+
+def _finite(values):
+    values = np.asarray(values, dtype=float)
+    if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
+        raise InputError("an interval needs at least one value, and finite ones only")
+    return values
+
+
+def _codes(labels):
+    return np.unique(np.asarray(labels).astype(str), return_inverse=True)
+
+
+def _nested(values, concept, within):
+    """Sums and row counts `(concepts, largest number of units)` of each concept's units, zero padded, and the number of units."""
+    pairs, unit = np.unique(np.stack([concept, within]), axis=1, return_inverse=True)
+    sizes = np.bincount(pairs[0])
+    column = np.arange(pairs.shape[1]) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    sums, counts = np.zeros((len(sizes), sizes.max())), np.zeros((len(sizes), sizes.max()))
+    sums[pairs[0], column] = np.bincount(unit, values)
+    counts[pairs[0], column] = np.bincount(unit)
+    return sums, counts, sizes
+
+
+def _percentile(value, replicates, confidence, n, unit, units):
+    low, high = np.quantile(replicates, [0.5 - confidence / 2, 0.5 + confidence / 2])
+    tail = min((replicates <= 0).sum(), (replicates >= 0).sum())
+    p = min(1.0, 2 * (tail + 1) / (len(replicates) + 1))
+    return Interval(float(value), float(low), float(high), n, unit, units, float(replicates.std()), float(p))

@@ -1,0 +1,95 @@
+"""The verb `train-autoencoder`: diffusers' AutoencoderKL on public pictures and on crops of scikit-image's photographs."""
+
+import torch
+from torch.nn import functional as F
+
+from tuneleak import files, runtime
+from tuneleak.data.imageset import ImageSet, as_tensor
+from tuneleak.models import training
+from tuneleak.options import AutoencoderOptions
+
+PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "retina", "immunohistochemistry", "hubble_deep_field", "colorwheel", "cat")
+
+
+def train(images, out, options: AutoencoderOptions):
+    """Train on the ImageSets `images` (folders) and write a diffusers folder (fp16) with its scaling factor set to one over the latents' standard deviation.
+
+    The loss is L1 + squared error + `edge_weight` x L1 of the horizontal and vertical differences + `kl_weight` x KL to the unit Gaussian.
+    """
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(options.seed)
+    blocks = len(options.block_out_channels)
+    autoencoder = AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * blocks,
+        up_block_types=("UpDecoderBlock2D",) * blocks,
+        block_out_channels=tuple(options.block_out_channels),
+        layers_per_block=1,
+        latent_channels=options.latent_channels,
+        norm_num_groups=8,
+    )
+    pictures = torch.cat([as_tensor(ImageSet.load(folder).pixels()).mul(127.5).add(127.5).byte() for folder in images])
+    size = pictures.shape[-1]
+    autoencoder.register_to_config(sample_size=size)
+    photographs = _photographs()
+    with runtime.output_lock(out):
+
+        def loss_at(step):
+            x = _batch(pictures, photographs, size, options, step)
+            with torch.autocast("cpu", torch.bfloat16):  # twice as fast where the processor has bf16 units; losses are float32
+                posterior = autoencoder.encode(x).latent_dist
+                noise = torch.randn(posterior.mean.shape, generator=runtime.generator("autoencoder-noise", options.seed, step))
+                output = autoencoder.decode(posterior.mean + posterior.std * noise).sample
+            return _loss(output.float(), x, posterior, options)
+
+        training.train(autoencoder, loss_at, options, out, "train autoencoder", ema=0.995)
+        autoencoder.register_to_config(scaling_factor=_scaling_factor(autoencoder, pictures))
+        training.save_half(autoencoder.state_dict(), f"{out}/diffusion_pytorch_model.safetensors")
+        autoencoder.save_config(out)
+        files.write_meta(f"{out}/config.json", options, images=[str(folder) for folder in images], pictures=len(pictures))
+
+
+def _loss(output, x, posterior, options):
+    absolute, squared = F.l1_loss(output, x), F.mse_loss(output, x)
+    edges = sum(F.l1_loss(output.diff(dim=axis), x.diff(dim=axis)) for axis in (2, 3))
+    divergence = posterior.kl().mean()
+    loss = absolute + squared + options.edge_weight * edges + options.kl_weight * divergence
+    return loss, {"psnr": float(10 * torch.log10(4 / squared.detach())), "kl": float(divergence.detach())}
+
+
+def _photographs():
+    import skimage.data
+    from PIL import Image
+
+    found = []
+    for name in PHOTOGRAPHS:
+        try:
+            pixels = getattr(skimage.data, name)()
+        except (OSError, ModuleNotFoundError):  # scikit-image downloads some of its pictures; offline those are left out
+            continue
+        picture = Image.fromarray(pixels).convert("RGB")
+        picture.thumbnail((256, 256))  # so that a crop shows things, not texture
+        found.append(torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(picture.height, picture.width, 3).permute(2, 0, 1))
+    return found
+
+
+def _batch(pictures, photographs, size, options, step):
+    """One batch in [-1, 1]: pictures, the last ones replaced by crops of photographs, each mirrored by a coin."""
+    rng = runtime.generator("autoencoder-batch", options.seed, step)
+    batch = pictures[torch.randint(len(pictures), (options.batch,), generator=rng)].float()
+    for index in range(options.batch - round(options.photograph_share * options.batch), options.batch):
+        photograph = photographs[int(torch.randint(len(photographs), (), generator=rng))]
+        top, left = (int(torch.randint(side - size + 1, (), generator=rng)) for side in photograph.shape[1:])
+        batch[index] = photograph[:, top : top + size, left : left + size].float()
+    mirrored = torch.rand(options.batch, generator=rng) < 0.5
+    batch[mirrored] = batch[mirrored].flip(-1)
+    return batch / 127.5 - 1
+
+
+@torch.inference_mode()
+def _scaling_factor(autoencoder, pictures, count=1024):
+    chosen = pictures[torch.randperm(len(pictures), generator=runtime.generator("scaling-factor"))[:count]]
+    latents = [autoencoder.encode(batch.float() / 127.5 - 1).latent_dist.mean for batch in chosen.split(64)]
+    return float(1 / torch.cat(latents).std())

@@ -1,0 +1,169 @@
+"""The measuring networks of the embedded world: copy and identity embedders, a reader of factors, and a small CLIP.
+
+`load_embedder` opens any of them, and at paper scale SSCD's TorchScript file from a table of known digests.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from tuneleak import files
+from tuneleak.data.imageset import as_tensor
+from tuneleak.errors import InputError
+
+# The only third-party files that are not safetensors: loaded when, and only when, their digest is listed here.
+TRUSTED_TORCHSCRIPT: dict[str, str] = {}
+
+
+class Residual(nn.Module):
+    """Two 3x3 convolutions with a skip connection; the first may halve the side."""
+
+    def __init__(self, inputs, outputs, stride):
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
+        self.second = nn.Sequential(nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs))
+        self.skip = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x):
+        return F.relu(self.second(self.first(x)) + self.skip(x))
+
+
+class Trunk(nn.Module):
+    """RGB `(n, 3, h, w)` in [-1, 1] -> features `(n, d)`: a small residual network that keeps a coarse 4x4 layout, since where a mouth is matters."""
+
+    def __init__(self, width, dimensions):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, width, 5, 2, 2, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        self.stages = nn.Sequential(Residual(width, 2 * width, 2), Residual(2 * width, 4 * width, 2), Residual(4 * width, 4 * width, 1))
+        self.pool = nn.AdaptiveAvgPool2d(4)
+        self.head = nn.Linear(4 * width * 16, dimensions)
+
+    def forward(self, x):
+        return self.head(self.pool(self.stages(self.stem(x))).flatten(1))
+
+
+class FactorReader(nn.Module):
+    """A trunk with one linear head per factor; `forward` gives logits by factor."""
+
+    def __init__(self, width, dimensions, factors):
+        super().__init__()
+        self.trunk = Trunk(width, dimensions)
+        self.heads = nn.ModuleDict({name: nn.Linear(dimensions, len(values)) for name, values in factors.items()})
+
+    def forward(self, x):
+        features = F.relu(self.trunk(x))
+        return {name: head(features) for name, head in self.heads.items()}
+
+
+def clip_config(image_size, width, layers, context, vocabulary):
+    """Configuration of an open_clip CLIP whose two towers are `width` wide and `layers` deep."""
+    return {
+        "embed_dim": width,
+        "vision_cfg": {"image_size": image_size, "layers": layers, "width": width, "patch_size": image_size // 8, "head_width": 32},
+        "text_cfg": {"context_length": context, "vocab_size": vocabulary, "width": width, "heads": width // 32, "layers": layers},
+    }
+
+
+def build(config):
+    """The network of an embedder's `config.json` (untrained); raises `InputError` for an unknown kind."""
+    kind = config.get("kind")
+    if kind in ("copy", "identity"):
+        return Trunk(config["width"], config["dimensions"])
+    if kind == "factors":
+        return FactorReader(config["width"], config["dimensions"], config["factors"])
+    if kind == "clip":
+        from open_clip.model import CLIP
+
+        return CLIP(**config["clip"])
+    raise InputError(f"unknown kind of embedder {kind!r}; expected copy, identity, factors or clip")
+
+
+class Embedder:
+    """A loaded embedder; all methods take uint8 pictures `(n, h, w, 3)` of the size it was trained on (others are resized)."""
+
+    def __init__(self, network, config, device, folder):
+        self.network, self.config, self.device, self.folder = network.eval().requires_grad_(False).to(device), config, device, folder
+        self.factors = [name for name in config.get("photograph_factors", [])]
+
+    @torch.inference_mode()
+    def _batches(self, pixels, function, batch=256):
+        size = self.config["image_size"]
+        outputs = []
+        for start in range(0, len(pixels), batch):
+            x = as_tensor(pixels[start : start + batch]).to(self.device)
+            if x.shape[-1] != size or x.shape[-2] != size:
+                x = F.interpolate(x, (size, size), mode="bilinear", antialias=True, align_corners=False)
+            outputs.append(function(x))
+        return outputs
+
+    def embed(self, pixels):
+        """L2-normalised float32 features `(n, d)` (numpy); for a reader of factors, those of its trunk."""
+        network = {"clip": lambda x: self.network.encode_image(x), "factors": lambda x: self.network.trunk(x)}.get(self.config["kind"], self.network)
+        return torch.cat(self._batches(pixels, lambda x: F.normalize(network(x).float(), dim=-1))).cpu().numpy()
+
+    def read(self, pixels):
+        """Most likely value of each factor: `{factor: array of str (n,)}` (reader of factors only)."""
+        if self.config["kind"] != "factors":
+            raise InputError(f"embedder {self.config.get('name')!r} does not read factors")
+        outputs = self._batches(pixels, self.network)
+        read = {name: torch.cat([output[name].argmax(-1) for output in outputs]).cpu().numpy() for name in self.config["factors"]}
+        return {name: np.array(self.config["factors"][name])[column] for name, column in read.items()}
+
+    @torch.inference_mode()
+    def embed_text(self, captions, tokenizer):
+        """L2-normalised float32 features `(n, d)` of captions (clip only)."""
+        tokens = tokenizer(
+            list(captions), padding="max_length", truncation=True, max_length=self.config["clip"]["text_cfg"]["context_length"], return_tensors="pt"
+        ).input_ids
+        return F.normalize(self.network.encode_text(tokens.to(self.device)).float(), dim=-1).cpu().numpy()
+
+
+def load_embedder(folder, device="cpu"):
+    """Open an embedder folder (`config.json`, `model.safetensors`, shapes checked) or a listed TorchScript file."""
+    folder = Path(folder)
+    if folder.suffix in (".pt", ".torchscript") and folder.is_file():
+        return _load_torchscript(folder, device)
+    from safetensors.torch import load_file
+
+    config = files.read_json(folder / "config.json")
+    weights = folder / "model.safetensors"
+    if not weights.is_file():
+        raise InputError(f"{folder} has no model.safetensors")
+    network = build(config)
+    try:
+        network.load_state_dict({name: value.float() if value.is_floating_point() else value for name, value in load_file(weights).items()})
+    except RuntimeError as error:
+        raise InputError(f"{weights} does not fit its config.json: {error}") from None
+    return Embedder(network, config, torch.device(device), folder)
+
+
+class _TorchScriptEmbedder:
+    """A third-party copy detector (SSCD) with the preprocessing of FineXtract's code: shorter side 256, centre 224, mean and deviation .5."""
+
+    def __init__(self, network, device):
+        self.network, self.device, self.factors = network.eval().to(device), device, []
+
+    @torch.inference_mode()
+    def embed(self, pixels, batch=64):
+        """L2-normalised float32 features `(n, d)` of uint8 pictures `(n, h, w, 3)`."""
+        features = []
+        for start in range(0, len(pixels), batch):
+            x = as_tensor(pixels[start : start + batch]).to(self.device)
+            scale = 256 / min(x.shape[-2:])
+            x = F.interpolate(x, (round(x.shape[-2] * scale), round(x.shape[-1] * scale)), mode="bilinear", antialias=True, align_corners=False)
+            top, left = (x.shape[-2] - 224) // 2, (x.shape[-1] - 224) // 2
+            features.append(F.normalize(self.network(x[..., top : top + 224, left : left + 224]).float(), dim=-1).cpu())
+        return torch.cat(features).numpy()
+
+
+def _load_torchscript(path, device):
+    found = files.sha256(path)
+    if found not in TRUSTED_TORCHSCRIPT:
+        raise InputError(
+            f"{path}: TorchScript can run code, and this file's sha256 {found} is not in the table of trusted files; "
+            "check it and add it to TRUSTED_TORCHSCRIPT in tuneleak/models/embedders.py"
+        )
+    return _TorchScriptEmbedder(torch.jit.load(path, map_location=device), torch.device(device))

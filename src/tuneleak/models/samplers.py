@@ -1,0 +1,30 @@
+"""Deterministic DDIM (Song et al. 2021, equation 12 with sigma = 0): one solver for every attack, so that attacks differ in guidance only."""
+
+import math
+
+import torch
+
+
+def ddim_step(x, eps, abar_t, abar_prev):
+    """One deterministic step from alpha-bar `abar_t` to `abar_prev` (floats); x, eps and the result are float32 of one shape.
+
+    x0 = (x - sqrt(1 - abar_t) eps) / sqrt(abar_t), and the result is sqrt(abar_prev) x0 + sqrt(1 - abar_prev) eps; the two coefficients
+    are computed in double precision before they meet a tensor. Nothing is clipped.
+    """
+    scale = math.sqrt(abar_prev / abar_t)
+    return scale * x + (math.sqrt(1.0 - abar_prev) - scale * math.sqrt(1.0 - abar_t)) * eps
+
+
+@torch.inference_mode()
+def sample(noise_pred_fn, x_T, timesteps, alphas_cumprod, final_alpha_cumprod=None):
+    """Walk the starting noise down a time list of `tuneleak.models.schedule`.
+
+    noise_pred_fn: `(x_t (n, C, h, w) float32, t int) -> epsilon` of the same shape. x_T: `(n, C, h, w)`. alphas_cumprod: `(T,)`.
+    final_alpha_cumprod: alpha-bar where a previous timestep is -1; that of timestep 0 unless given. Returns float32 `(n, C, h, w)`.
+    """
+    abar = [float(value) for value in alphas_cumprod]
+    final = abar[0] if final_alpha_cumprod is None else float(final_alpha_cumprod)
+    x = x_T.float()
+    for t, previous in timesteps:
+        x = ddim_step(x, noise_pred_fn(x, t).float(), abar[t], final if previous < 0 else abar[previous])
+    return x

@@ -1,0 +1,64 @@
+"""The noise schedule of a scheduler folder, and the time lists a sampler walks, as pure functions.
+
+A time list is a list of pairs `(timestep, previous_timestep)`, noisiest first; a previous timestep of -1 is the end of the walk, where
+alpha-bar is `final_alpha_cumprod`. It is a list of pairs because the public FineXtract code's list does not step from one entry to the next.
+"""
+
+import torch
+
+from tuneleak.errors import InputError
+
+
+def alphas_cumprod(scheduler_config):
+    """alpha-bar of every training timestep as a float64 tensor `(T,)`, from a diffusers `scheduler_config.json` read as a dict.
+
+    Computed in double precision: the cumulated product of a thousand float32 factors is off by up to 1e-5. Schedules `linear`,
+    `scaled_linear` (Stable Diffusion) and explicit `trained_betas` are known; any other, and zero terminal SNR (where a noise prediction
+    says nothing about the picture), is an `InputError`.
+    """
+    timesteps = int(scheduler_config.get("num_train_timesteps", 1000))
+    name = scheduler_config.get("beta_schedule", "linear")
+    start, end = scheduler_config.get("beta_start", 0.0001), scheduler_config.get("beta_end", 0.02)
+    if scheduler_config.get("rescale_betas_zero_snr"):
+        raise InputError("scheduler_config.json asks for rescale_betas_zero_snr; a schedule that ends at zero signal is not supported")
+    if scheduler_config.get("trained_betas") is not None:
+        betas = torch.tensor(scheduler_config["trained_betas"], dtype=torch.float64)
+    elif name == "linear":
+        betas = torch.linspace(start, end, timesteps, dtype=torch.float64)
+    elif name == "scaled_linear":
+        betas = torch.linspace(start**0.5, end**0.5, timesteps, dtype=torch.float64) ** 2
+    else:
+        raise InputError(f"scheduler_config.json: beta_schedule {name!r} is not supported; use linear, scaled_linear or trained_betas")
+    return torch.cumprod(1.0 - betas, dim=0)
+
+
+def final_alpha_cumprod(scheduler_config, alphas_cumprod):
+    """alpha-bar at the end of a walk: 1 if the scheduler sets `set_alpha_to_one`, else that of timestep 0 (Stable Diffusion)."""
+    return 1.0 if scheduler_config.get("set_alpha_to_one", False) else float(alphas_cumprod[0])
+
+
+def ddim_timesteps(T, steps, steps_offset=1):
+    """The `leading` time list of diffusers' DDIMScheduler: `steps` pairs, each one stride of T // steps below the one before.
+
+    T: training timesteps. Raises `InputError` if the schedule is too short for that many steps.
+    """
+    starts, stride = _leading(T, steps, steps_offset)
+    return [(t, max(t - stride, -1)) for t in reversed(starts)]
+
+
+def compat_timesteps(T, steps, steps_offset=1):
+    """The time list of FineXtract's public code: `steps` pairs.
+
+    It takes the list of a PNDM scheduler, which has steps + 1 entries, the second of them twice (981, 961, 961, 941, ..., 21, 1 for 50
+    steps of 1000), and walks only the first `steps`, each to `max(1, t - T // steps)`. So one jump is applied twice, the lowest
+    timestep is never evaluated, and the walk ends at alpha-bar of timestep 1.
+    """
+    starts, stride = _leading(T, steps, steps_offset)
+    pndm = (starts[:-1] + starts[-2:-1] + starts[-1:])[::-1]
+    return [(t, max(1, t - stride)) for t in pndm[:steps]]
+
+
+def _leading(T, steps, steps_offset):
+    if steps < 1 or steps > T or (steps - 1) * (T // steps) + steps_offset >= T:
+        raise InputError(f"{steps} sampler steps (offset {steps_offset}) do not fit a schedule of {T} timesteps; use fewer")
+    return [step * (T // steps) + steps_offset for step in range(steps)], T // steps

@@ -1,0 +1,102 @@
+"""What the trainings of the shipped models share: a resumable loop with AdamW, warm-up and cosine decay, and an averaged copy of the weights."""
+
+import math
+import time
+from pathlib import Path
+
+import pandas as pd
+import torch
+from safetensors.torch import load_file, save_file
+
+from tuneleak import files, runtime
+
+
+def learning_rate(step, steps, peak, warmup=100):
+    """Linear warm-up over `warmup` steps (at most a tenth of all), then a cosine to zero."""
+    warmup = max(1, min(warmup, steps // 10))
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return 0.5 * peak * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def train(module, loss_at, options, folder, description, ema=0.0, weight_decay=1e-2, checkpoint_every=500, log_every=20):
+    """Minimise `loss_at(step) -> (loss tensor, {name: float})` over the parameters of `module` for `options.steps` steps.
+
+    Whatever is random in `loss_at` must be drawn from `runtime.generator(..., step)`, so that a run resumed from the last checkpoint in
+    `folder/.checkpoints/` ends with the weights of an uninterrupted one. Writes `folder/train.csv` (step, lr, seconds, losses). With `ema` > 0
+    the averaged weights are loaded into `module` at the end. Returns nothing.
+    """
+    folder = Path(folder)
+    checkpoint = folder / ".checkpoints" / files.digest(options.model_dump(mode="json"))
+    parameters = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    optimizer = torch.optim.AdamW(parameters.values(), lr=options.lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True)
+    averaged = {name: parameter.detach().clone() for name, parameter in parameters.items()} if ema else {}
+    start, rows = _resume(checkpoint, module, optimizer, parameters, averaged)
+    module.train()
+    clock, spent = time.time(), rows[-1]["seconds"] if rows else 0.0
+    bar = runtime.progress(range(start, options.steps), description)
+    for step in bar:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, options.steps, options.lr)
+        loss, parts = loss_at(step)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
+        optimizer.step()
+        if ema:
+            decay = min(ema, (step + 1) / (step + 10))
+            with torch.no_grad():
+                torch._foreach_lerp_(list(averaged.values()), list(parameters.values()), 1 - decay)
+        if step % log_every == 0 or step == options.steps - 1:
+            rows.append(
+                {"step": step, "lr": optimizer.param_groups[0]["lr"], "seconds": round(spent + time.time() - clock, 1), "loss": float(loss.detach()), **parts}
+            )
+            bar.set_postfix(loss=f"{rows[-1]['loss']:.4f}")
+        if (step + 1) % checkpoint_every == 0:
+            _save(checkpoint, step + 1, module, optimizer, parameters, averaged, rows)
+            files.write_csv(folder / "train.csv", pd.DataFrame(rows))
+    files.write_csv(folder / "train.csv", pd.DataFrame(rows))
+    if ema:
+        module.load_state_dict(averaged, strict=False)
+    module.eval()
+
+
+def _save(checkpoint, step, module, optimizer, parameters, averaged, rows):
+    tensors = {f"module.{name}": value for name, value in module.state_dict().items()}
+    tensors |= {f"average.{name}": value for name, value in averaged.items()}
+    for name, parameter in parameters.items():
+        for key, value in optimizer.state[parameter].items():
+            tensors[f"optimizer.{key}.{name}"] = value
+    with files.atomic(checkpoint.with_suffix(".safetensors")) as path:
+        save_file({name: value.contiguous().clone() for name, value in tensors.items()}, path, metadata={"step": str(step)})
+    files.write_json(checkpoint.with_suffix(".json"), {"step": step, "rows": rows})
+
+
+def _resume(checkpoint, module, optimizer, parameters, averaged):
+    path = checkpoint.with_suffix(".safetensors")
+    if not path.is_file() or not checkpoint.with_suffix(".json").is_file():
+        return 0, []
+    tensors, state = load_file(path), files.read_json(checkpoint.with_suffix(".json"))
+    if int(_metadata(path)["step"]) != state["step"]:  # killed between the two writes
+        state = {"step": int(_metadata(path)["step"]), "rows": [row for row in state["rows"] if row["step"] < int(_metadata(path)["step"])]}
+    module.load_state_dict({name.removeprefix("module."): value for name, value in tensors.items() if name.startswith("module.")})
+    for name, value in averaged.items():
+        value.copy_(tensors[f"average.{name}"])
+    for name, parameter in parameters.items():
+        optimizer.state[parameter] = {key: tensors[f"optimizer.{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+    return state["step"], state["rows"]
+
+
+def _metadata(path):
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as handle:
+        return handle.metadata()
+
+
+def save_half(state, path):
+    """Write a state dict as fp16 safetensors (what is shipped)."""
+    with files.atomic(path) as temporary:
+        save_file(
+            {name: (value.half() if value.is_floating_point() else value).contiguous() for name, value in state.items()}, temporary, metadata={"format": "pt"}
+        )

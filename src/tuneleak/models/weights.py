@@ -1,0 +1,194 @@
+"""Reading and writing weights that come from, or go to, somebody else: safetensors only, every shape checked before a tensor is read."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from tuneleak import files
+from tuneleak.errors import InputError
+from tuneleak.models.modelset import LORA_FILE
+
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
+# the three spellings of a LoRA's two matrices: peft's, diffusers' for UNets, diffusers' for text encoders
+_LORA_KEY = re.compile(r"^(unet|text_encoder)\.(.+?)(?:\.lora_([AB])|\.lora\.(down|up)|\.lora_linear_layer\.(down|up))\.weight$")
+
+
+@dataclass(frozen=True)
+class Lora:
+    """The LoRA of one network: `matrices[module] = (A (rank, in), B (out, rank))`; its update of a weight is alpha / rank * B A."""
+
+    rank: int
+    alpha: float
+    matrices: dict[str, tuple[torch.Tensor, torch.Tensor]]
+
+
+def safetensors_file(folder, name):
+    """`folder / name` (or its fp16 variant), refused with the reason if it is absent, a pickle stands in its place, or it leaves the folder."""
+    folder = Path(folder)
+    stem = name.removesuffix(".safetensors")
+    for candidate in (name, f"{stem}.fp16.safetensors"):
+        if (folder / candidate).is_file():
+            return files.inside(folder, candidate)
+    pickles = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLES)
+    if pickles:
+        reason = "which is a pickle: loading one can run any code, so it is refused"
+        raise InputError(f"{folder} holds its weights as {pickles[0]}, {reason}; convert it to {name} on a machine you can lose")
+    raise InputError(f"{folder} has no {name}")
+
+
+def read_tensors(path, shapes, ignore=()):
+    """Tensors of a safetensors file whose names and shapes must be exactly `shapes` (name -> shape); names in `ignore` are skipped.
+
+    Shapes are compared in the header, before any data is read. Raises `InputError` for a broken file, a missing, extra or misshapen
+    tensor, and values that are not finite.
+    """
+    with _opened(path) as handle:
+        names = set(handle.keys()) - set(ignore)
+        for name in sorted(names ^ set(shapes)):
+            wrong = "is unknown to the base model" if name in names else "is missing"
+            raise InputError(f"{path}: tensor {name!r} {wrong}; the file was not made from this base model")
+        for name, shape in shapes.items():
+            found = tuple(handle.get_slice(name).get_shape())
+            if found != tuple(shape):
+                raise InputError(f"{path}: tensor {name!r} has shape {found}, but the base model needs {tuple(shape)}")
+        return {name: _finite(path, name, handle.get_tensor(name)) for name in shapes}
+
+
+def load_network(network, path, prefix=""):
+    """Fill `network` in place from a safetensors file of the same architecture.
+
+    `prefix`: leading part of names that the file and the network may or may not have (`text_model.`: old and new CLIP text encoders).
+    """
+    state = network.state_dict()
+    own = {name.removeprefix(prefix): name for name in state}
+    with _opened(path) as handle:
+        theirs = {name.removeprefix(prefix): name for name in handle.keys()}  # noqa: SIM118 (safe_open is no mapping)
+    shapes = {theirs.get(name, name): tuple(state[own[name]].shape) for name in own}
+    tensors = read_tensors(path, shapes, ignore=(f"{prefix}embeddings.position_ids", "embeddings.position_ids"))
+    network.load_state_dict({own[name.removeprefix(prefix)]: tensor for name, tensor in tensors.items()})
+
+
+def write_lora(folder, networks):
+    """Write the adapters `default` of `networks` (`unet`, and `text_encoder` if trained) as a LoRA file that diffusers reads.
+
+    The adapter's settings go into the header: without them diffusers would take alpha = rank. Text-encoder names begin with
+    `text_model.`, as in every published file, whatever this version of transformers calls the module.
+    """
+    from diffusers.loaders import StableDiffusionLoraLoaderMixin
+    from diffusers.utils import convert_state_dict_to_diffusers
+    from peft import get_peft_model_state_dict
+
+    arguments = {}
+    for part, network in networks.items():
+        tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in get_peft_model_state_dict(network).items()}
+        if part == "text_encoder":
+            tensors = {"text_model." + name.removeprefix("text_model."): tensor for name, tensor in tensors.items()}
+        arguments[f"{part}_lora_layers"] = convert_state_dict_to_diffusers(tensors)
+        settings = network.peft_config["default"].to_dict()
+        arguments[f"{part}_lora_adapter_metadata"] = {key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()}
+    StableDiffusionLoraLoaderMixin.save_lora_weights(folder, weight_name=LORA_FILE, safe_serialization=True, **arguments)
+
+
+def read_lora(path, networks):
+    """The LoRAs of a diffusers file as `{"unet": Lora, "text_encoder": Lora}` (those present), checked against `networks` (same keys).
+
+    Reads the spellings of peft and of diffusers, with and without `text_model.`. Alpha is read from the header (alpha = rank without one,
+    as diffusers does). Raises `InputError` for names that are no LoRA of these networks, wrong or unequal ranks and shapes, a file larger
+    than these networks' attention could need, other adapter kinds (DoRA, rank-stabilised), or values that are not finite.
+    """
+    with _opened(path) as handle:
+        settings = _settings(path, handle.metadata())
+        layers = {part: dict(network.named_modules()) for part, network in networks.items()}
+        pairs = {}
+        for name in handle.keys():  # noqa: SIM118 (safe_open is no mapping)
+            match = _LORA_KEY.match(name)
+            if not match or match[1] not in networks:
+                raise InputError(f"{path}: tensor {name!r} is not a LoRA matrix of {' or '.join(networks)}")
+            module = _own_name(match[2], layers[match[1]])
+            matrix = {"down": "A", "up": "B"}.get(match[4] or match[5], match[3])
+            pairs.setdefault(match[1], {}).setdefault(module, {})[matrix] = name
+        loras = {}
+        for part, modules in pairs.items():
+            matrices, rank = {}, None
+            for module, names in modules.items():
+                rank = _check_pair(path, layers[part].get(module), f"{part}.{module}", names, handle, rank)
+                matrices[module] = tuple(_finite(path, names[key], handle.get_tensor(names[key])).float() for key in "AB")
+            alpha = settings.get(f"{part}.lora_alpha", rank)
+            if settings.get(f"{part}.r", rank) != rank or isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < 1e6:
+                raise InputError(f"{path}: the header's rank or alpha for {part} is not usable with tensors of rank {rank}")
+            loras[part] = Lora(rank, float(alpha), matrices)
+    if not loras:
+        raise InputError(f"{path} holds no LoRA")
+    return loras
+
+
+def attach_lora(network, lora):
+    """Inject `lora` into `network` with peft as adapter `default`, in float32 and without gradients; the base weights stay as they are."""
+    from peft import LoraConfig, set_peft_model_state_dict
+
+    network.add_adapter(LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.matrices), init_lora_weights=False))
+    tensors = {f"{module}.lora_{key}.weight": matrix for module, pair in lora.matrices.items() for key, matrix in zip("AB", pair, strict=True)}
+    set_peft_model_state_dict(network, tensors)
+    for name, parameter in network.named_parameters():
+        if ".lora_" in name:
+            parameter.data = parameter.data.float()
+    network.requires_grad_(False)
+
+
+def detach_lora(network):
+    """Take peft's layers out of `network` again, which leaves the base as it was loaded."""
+    from diffusers.utils import recurse_remove_peft_layers
+
+    recurse_remove_peft_layers(network)
+    if hasattr(network, "peft_config"):
+        del network.peft_config
+    network._hf_peft_config_loaded = False  # the flag by which diffusers and transformers both know that an adapter was added
+
+
+def _opened(path):
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(str(path), framework="pt", device="cpu")
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is not a readable safetensors file ({error})") from None
+
+
+def _finite(path, name, tensor):
+    if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
+        raise InputError(f"{path}: tensor {name!r} is not made of finite floating-point numbers")
+    return tensor
+
+
+def _settings(path, metadata):
+    try:
+        settings = json.loads((metadata or {}).get("lora_adapter_metadata", "{}"))
+    except ValueError:
+        settings = None
+    if not isinstance(settings, dict):
+        raise InputError(f"{path}: the header's lora_adapter_metadata is not a JSON object")
+    for key in settings:
+        if key.split(".")[-1] in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern") and settings[key]:
+            raise InputError(f"{path}: the adapter sets {key}, which is not a plain LoRA of one rank")
+    return settings
+
+
+def _own_name(module, layers):
+    """The module's name in this network: transformers 5 has no `text_model.`, published files and older versions do."""
+    return next((name for name in (module, module.removeprefix("text_model."), f"text_model.{module}") if name in layers), module)
+
+
+def _check_pair(path, layer, module, names, handle, rank):
+    if set(names) != {"A", "B"}:
+        raise InputError(f"{path}: the LoRA of {module} has only one of its two matrices")
+    if not isinstance(layer, torch.nn.Linear):
+        raise InputError(f"{path}: {module} is not a linear layer of this base model")
+    a, b = (tuple(handle.get_slice(names[key]).get_shape()) for key in "AB")
+    rank = a[0] if rank is None and a else rank
+    if a != (rank, layer.in_features) or b != (layer.out_features, rank) or not 1 <= rank <= 4096:
+        needed = f"(rank, {layer.in_features}) and ({layer.out_features}, rank), one rank for all layers"
+        raise InputError(f"{path}: the LoRA of {module} has shapes {a} and {b}; this layer needs {needed}")
+    return rank

@@ -1,0 +1,188 @@
+"""The knobs of every stage as typed models: the source of config.yaml's validation, the JSON schema, the README's table and the flags.
+
+Nothing heavy is imported here, so that Snakemake can read it while it parses.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(gt=0)]
+
+
+def _attacks(family):
+    """The attacks of a family are its modules that define `guide`; they are read, not imported, because importing one takes torch."""
+    modules = sorted((Path(__file__).parent / "attacks" / family).glob("*.py"))
+    return [module.stem.replace("_", "-") for module in modules if "\ndef guide(" in module.read_text(encoding="utf-8")]
+
+
+Attack = Literal[*_attacks("extraction")]
+GuidedAttack = Literal[*(name for name in _attacks("extraction") if name not in ("direct", "base"))]  # these have values of their own to tune
+
+
+class Options(BaseModel):
+    """A model that refuses unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class PopulationOptions(Options):
+    """The embedded world's people and artists (DiceBear drawings; nobody real)."""
+
+    seed: int = Field(2026, description="seed of the whole population; another seed is another world")
+    image_size: Positive = Field(64, description="side of a picture in pixels")
+    public_identities: Positive = Field(2000, description="anonymous public faces")
+    public_photographs: Positive = Field(4, description="photographs of each public face")
+    public_artists: Positive = Field(12, description="public artists (one DiceBear style each)")
+    public_pictures: Positive = Field(300, description="pictures of each public artist")
+    named_identities: Positive = Field(60, description="named people of the pretraining set")
+    named_photographs: Positive = Field(50, description="photographs of a named person in fold P, and as many in fold Q")
+    instrument_photographs: Positive = Field(24, description="photographs of a named person for embedders, CLIP and controls")
+    private_identities: Positive = Field(24, description="people only fine-tunes see")
+    private_artists: Positive = Field(12, description="artists only fine-tunes see")
+    tune_identities: Positive = Field(8, description="private identities on which knobs are chosen")
+    tune_artists: Positive = Field(4, description="private artists on which knobs are chosen")
+    private_pool: Positive = Field(20, description="pictures of a private concept that a fine-tune may draw from")
+    private_heldout: Positive = Field(40, description="further pictures of the same concept that nothing trains on")
+    lora_train_identities: Positive = Field(400, description="people whose LoRAs train the weights attack")
+    lora_test_identities: Positive = Field(100, description="people whose LoRAs are attacked")
+    lora_photographs: Positive = Field(12, description="photographs of each of those people")
+    distractor_identities: Positive = Field(400, description="people nothing trains on, who fill the gallery")
+    dp_train: Positive = Field(8000, description="training pictures of each differential-privacy style")
+    dp_test: Positive = Field(2000, description="test pictures of each differential-privacy style")
+
+
+class AutoencoderOptions(Options):
+    """Training of the embedded autoencoder (diffusers' AutoencoderKL)."""
+
+    seed: int = Field(0, description="seed of initialisation, order and crops")
+    block_out_channels: list[Positive] = Field([16, 32, 64, 64], description="widths; their number less one halves the side")
+    latent_channels: Positive = Field(8, description="channels of the latent")
+    steps: Positive = Field(4000, description="optimiser steps")
+    batch: Positive = Field(16, description="pictures per step")
+    lr: Rate = Field(2e-3, description="peak learning rate of AdamW (warm-up, then cosine to zero)")
+    kl_weight: float = Field(1e-6, ge=0, description="weight of the KL term")
+    edge_weight: float = Field(0.5, ge=0, description="weight of the L1 loss on image gradients, which keeps eyes and mouths sharp")
+    photograph_share: Fraction = Field(0.15, description="share of a batch cropped from scikit-image's photographs")
+
+
+class EmbedderOptions(Options):
+    """Training of one small embedder."""
+
+    name: str = Field("copy-a", description="folder name under resources/embedders")
+    kind: Literal["copy", "identity", "clip", "factors"] = Field("copy", description="what it tells apart")
+    seed: int = Field(0, description="seed of initialisation, order, augmentation and of the half of identities used")
+    width: Positive = Field(32, description="channels of the first stage")
+    dimensions: Positive = Field(128, description="length of the embedding")
+    steps: Positive = Field(1500, description="optimiser steps")
+    batch: Positive = Field(64, description="pictures (pairs for copy, identity and clip) per step")
+    lr: Rate = Field(2e-3, description="peak learning rate of AdamW (warm-up, then cosine to zero)")
+    identities: Literal["all", "even", "odd"] = Field("all", description="which public identities it sees (the two identity embedders share none)")
+    layers: Positive = Field(3, description="transformer layers of a clip embedder's towers")
+    context: Positive = Field(32, description="tokens of a caption, start and end included (clip)")
+
+
+class BaseOptions(Options):
+    """Training of one embedded base model's UNet."""
+
+    name: str = Field("H1", description="name of the base")
+    fold: Literal["P", "Q", "half-2", "half-3"] = Field("P", description="which half of each named person's photographs it trains on")
+    seed: int = Field(0, description="seed of initialisation, order, timesteps and noise")
+    block_out_channels: list[Positive] = Field([32, 64], description="widths of the UNet")
+    norm_num_groups: Positive = Field(16, description="groups of the UNet's normalisation; must divide every width")
+    steps: Positive = Field(12000, description="optimiser steps")
+    batch: Positive = Field(32, description="latents per step")
+    lr: Rate = Field(1e-3, description="peak learning rate of AdamW (warm-up, then cosine to zero)")
+    caption_dropout: Fraction = Field(0.1, description="share of captions replaced by the empty one")
+    ema: Fraction = Field(0.999, description="decay of the exponential moving average that is shipped")
+
+
+class FinetuneOptions(Options):
+    """Fine-tuning of one method on a shard of concepts."""
+
+    method: Literal["dreambooth", "dreambooth-prior", "lora", "lora-te"] = Field("lora", description="what is trained and how")
+    seeds: list[int] = Field([0], description="one model per concept and seed")
+    images_per_concept: Positive = Field(6, description="training pictures of each concept (N0)")
+    steps_per_image: Positive = Field(60, description="optimiser steps per training picture")
+    batch: Positive = Field(4, description="latents per step")
+    lr: Rate = Field(1e-3, description="learning rate of AdamW (constant)")
+    weight_decay: float = Field(1e-2, ge=0, description="decoupled weight decay of AdamW")
+    max_grad_norm: Rate = Field(1.0, description="clip of the gradient's global norm")
+    train_text_encoder: bool = Field(False, description="also train the text encoder (dreambooth)")
+    rank: Positive = Field(8, description="rank of a LoRA")
+    alpha: Rate = Field(8.0, description="alpha of a LoRA (its update is scaled by alpha / rank)")
+    target_modules: list[str] = Field(["to_q", "to_k", "to_v", "to_out.0"], description="modules a LoRA adapts")
+    prior_images: Count = Field(0, description="generated class pictures (dreambooth-prior)")
+    prior_weight: float = Field(1.0, ge=0, description="weight of the prior-preservation loss")
+    class_prompt: str = Field("", description="prompt of the class pictures (dreambooth-prior)")
+    gradient_checkpointing: bool = Field(False, description="trade time for memory (large models)")
+    checkpoint_every: Positive = Field(100, description="steps between checkpoints")
+
+
+class ClusterOptions(Options):
+    """Clustering of generations into candidate training pictures."""
+
+    mode: Literal["fair", "compat"] = Field("fair", description="fair: fixed rule, N0 largest cliques; compat: the public code's rising threshold, all cliques")
+    threshold: Fraction = Field(0.5, description="similarity that joins two pictures (fair)")
+    step: Rate = Field(0.05, description="by how much fair lowers the threshold when there are too few cliques")
+    floor: Fraction = Field(0.2, description="lowest threshold fair tries before it allows singletons")
+    min_size: Positive = Field(2, description="smallest clique that counts (fair)")
+    node_budget: Positive = Field(2_000_000, description="search nodes after which compat raises its threshold, in place of a wall-clock time-out")
+
+
+class Guidance(Options):
+    """One point of a guidance grid: `w` (w', or the CFG scale) and `k` of equation (*)."""
+
+    w: float = Field(1.0, description="w' of FineXtract, or the scale of classifier-free guidance")
+    k: float = Field(0.0, description="correction term of FineXtract")
+
+
+class ExtractionOptions(Options):
+    """One extraction attack on a shard of fine-tuned models."""
+
+    attack: Attack = Field("finextract", description="how the noise prediction is guided")
+    guidance: list[Guidance] = Field([Guidance()], description="the settings to run, all from the same starting noise")
+    generations_per_image: Positive = Field(10, description="generations N as a multiple of the training pictures N0")
+    steps: Positive = Field(20, description="sampler steps")
+    sampler: Literal["ddim", "finextract-compat"] = Field("ddim", description="deterministic DDIM, or the public code's time list")
+    batch: Positive = Field(50, description="generations in one batch")
+    cluster: ClusterOptions = Field(ClusterOptions(), description="clustering of the generations")
+    control_draws: Positive = Field(20, description="random draws behind each size-matched control")
+    save_generations: bool = Field(False, description="keep every generation as a PNG, not only the extracted ones")
+    seed: int = Field(0, description="seed of the starting noise")
+
+
+class EvaluateOptions(Options):
+    """How scores become a table of metrics."""
+
+    similarity_thresholds: list[Fraction] = Field([0.6, 0.7], description="fixed thresholds of A-ESR (they belong to SSCD and 512 px photographs)")
+    false_match_rate: Fraction = Field(0.01, description="rate of false matches against held-outs of the same concept at the calibrated threshold tau")
+    bootstrap: Positive = Field(2000, description="bootstrap replicates of an interval")
+    confidence: Fraction = Field(0.95, description="coverage of an interval")
+    seed: int = Field(0, description="seed of the bootstrap")
+
+
+class ImportOptions(Options):
+    """How a folder of pictures becomes an ImageSet."""
+
+    size: Positive = Field(64, description="side of the square pictures written (shorter side resized, centre cropped)")
+    caption: str = Field("{concept}", description="caption of a picture without one of its own; {concept} is its class")
+    train_per_concept: Count = Field(0, description="pictures of a concept put into fold train (0: all), the rest into heldout")
+    tune_concepts: Count = Field(0, description="concepts put into split tune, the rest into test")
+    seed: int = Field(0, description="seed of the assignment")
+    max_pixels: Positive = Field(100_000_000, description="larger pictures are refused (decompression bombs)")
+    skip_broken: bool = Field(False, description="leave unusable files out and list them, instead of stopping at the first")
+
+
+class UtilityOptions(Options):
+    """How the usefulness of fine-tuned models is measured, so that a recipe's length is chosen by it."""
+
+    generations: Positive = Field(4, description="pictures drawn per model under its caption")
+    guidance_scale: float = Field(3.0, ge=0, description="classifier-free guidance of those pictures")
+    steps: Positive = Field(20, description="sampler steps")
+    noise_levels: Positive = Field(10, description="timesteps, evenly spaced, at which the denoising loss of a picture is taken")
+    seed: int = Field(0, description="seed of starting noise and of the noise added to pictures")

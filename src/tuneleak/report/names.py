@@ -1,0 +1,57 @@
+"""What things are called in print, and in which order they stand. Imports nothing heavy."""
+
+_ATTACKS = {
+    "direct": "direct",
+    "cfg": "CFG",
+    "finextract": "FineXtract",
+    "finextract-unconditional": "FineXtract, unconditional",
+    "base": "base (control)",
+}
+_METHODS = {
+    "dreambooth": "DreamBooth",
+    "dreambooth-prior": "DreamBooth with prior",
+    "lora": "LoRA",
+    "lora-te": "LoRA with text encoder",
+}
+_WORLDS = {"identities": "identities", "artists": "artists", "dreambooth": "DreamBooth objects", "wikiart": "WikiArt artists"}
+_CONTROLS = {"heldout": "held-outs"}
+
+
+def attack_name(attack):
+    """An attack, a control or a difference a-minus-b in words; an unknown one keeps its own name."""
+    return _difference(attack, _ATTACKS | _CONTROLS)
+
+
+def method_name(method):
+    """A fine-tuning method, or a difference of two, in words."""
+    return _difference(method, _METHODS)
+
+
+def world_name(world):
+    """A world in words."""
+    return _WORLDS.get(world, world)
+
+
+def attacks_in_order(attacks):
+    """Attacks from the weakest to the strongest knowledge, the control last; unknown ones follow alphabetically."""
+    return _in_order(attacks, _ATTACKS)
+
+
+def methods_in_order(methods):
+    """Methods, those with fewer trained weights later."""
+    return _in_order(methods, _METHODS)
+
+
+def worlds_in_order(worlds):
+    """Worlds, people before artists, drawings before photographs."""
+    return _in_order(worlds, _WORLDS)
+
+
+def _difference(name, known):
+    first, minus, second = name.partition("-minus-")
+    return f"{known.get(first, first)} minus {known.get(second, second)}" if minus else known.get(name, name)
+
+
+def _in_order(names, known):
+    order = list(known)
+    return sorted(set(names), key=lambda name: (order.index(name) if name in order else len(order), name))

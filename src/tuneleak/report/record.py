@@ -1,0 +1,79 @@
+"""The verb `record`, which keeps a finished run under paper/reference/, and the facts about a run that its sidecars hold."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from tuneleak import files
+from tuneleak.errors import InputError
+from tuneleak.report import rows
+
+META = "run.meta.json"
+
+
+def record(metrics, benchmarks, out, claims=None):
+    """Write `<out>/<system>/{metrics.csv,run.meta.json}` for each system of a metrics table, and its `claims.csv` if claims are given.
+
+    metrics: metrics.csv of a run, with its sidecar; benchmarks: folder of Snakemake's benchmark TSVs; out: paper/reference/<preset>;
+    claims: claims.csv of the same run. run.meta.json holds the machine, the versions, the settings and the seconds per rule.
+    """
+    if rows.read_metrics(metrics).empty:
+        raise InputError(f"{metrics} has no row; there is nothing to record")
+    facts = facts_of(metrics)
+    if not facts.get("machine"):
+        raise InputError(f"{metrics} has no sidecar {Path(metrics).name}.meta.json, so the machine it was made on is unknown; run the workflow to make both")
+    facts |= {"preset": Path(out).resolve().name, "rules": seconds_per_rule(benchmarks)}
+    registered = pd.read_csv(claims, dtype=str, keep_default_na=False) if claims else None
+    as_text = pd.read_csv(metrics, dtype=str, keep_default_na=False)  # copied to the letter
+    for system, part in as_text.groupby("system"):
+        files.write_csv(Path(out) / system / "metrics.csv", part)
+        files.write_json(Path(out) / system / META, facts)
+        if registered is not None:
+            files.write_csv(Path(out) / system / "claims.csv", registered[registered.system == system])
+
+
+def seconds_per_rule(benchmarks):
+    """Folder of benchmark TSVs -> {rule: {jobs, seconds, peak_memory_mb}}; the rule is the folder, or the file's name at the top."""
+    folder = Path(benchmarks)
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder of benchmark files")
+    found = {}
+    for path in sorted(folder.rglob("*.tsv")):
+        inside = path.relative_to(folder)
+        table = pd.read_csv(path, sep="\t")
+        if "s" not in table:
+            raise InputError(f"{path} is not a benchmark of Snakemake: it has no column `s`")
+        rule = found.setdefault(inside.parts[0] if len(inside.parts) > 1 else inside.stem, {"jobs": 0, "seconds": 0.0, "peak_memory_mb": 0.0})
+        rule["jobs"] += 1
+        rule["seconds"] = round(rule["seconds"] + float(pd.to_numeric(table["s"], errors="coerce").fillna(0).sum()), 2)
+        memory = pd.to_numeric(table.get("max_rss", pd.Series(dtype=float)), errors="coerce").max()
+        rule["peak_memory_mb"] = float(max(rule["peak_memory_mb"], 0 if pd.isna(memory) else memory))
+    return found
+
+
+def facts_of(metrics):
+    """What the sidecar of a metrics table, and of the tables it was made from, say about the run; an empty dict where there is none.
+
+    Keys: machine, versions, git, finished; `evaluation` (options of the intervals) and `extraction` (options of an attack).
+    """
+    path = Path(metrics)
+    recorded = path.with_name(META)
+    if recorded.is_file():
+        return files.read_json(recorded)
+    own = _sidecar(path)
+    facts = {name: own[name] for name in ("machine", "versions", "git", "finished") if name in own}
+    for table in own.get("metrics", []):
+        evaluation = _sidecar(table)
+        facts["evaluation"] = evaluation.get("options") or {}
+        for matches in evaluation.get("matches", [])[:1]:
+            facts["extraction"] = _sidecar(matches).get("options") or {}
+    return facts
+
+
+def _sidecar(path):
+    path = Path(path)
+    try:
+        return json.loads(path.with_name(path.name + ".meta.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}

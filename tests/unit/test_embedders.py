@@ -1,0 +1,88 @@
+"""The measuring networks: shapes, refusals, and the CLIP text tower that becomes Stable Diffusion's text encoder."""
+
+import numpy as np
+import pytest
+import torch
+
+from tuneleak import files
+from tuneleak.errors import InputError
+from tuneleak.models import augment, embedders, tokenizer, train_embedder, training
+
+
+def write(folder, config):
+    torch.manual_seed(0)
+    network = embedders.build(config)
+    training.save_half(network.state_dict(), folder / "model.safetensors")
+    files.write_json(folder / "config.json", config)
+    return network
+
+
+PICTURES = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("kind", ["copy", "identity"])
+def test_features_are_normalised_and_follow_the_pictures(tmp_path, kind):
+    write(tmp_path, {"kind": kind, "name": kind, "width": 8, "dimensions": 16, "image_size": 64})
+    embedder = embedders.load_embedder(tmp_path)
+    features = embedder.embed(PICTURES)
+    assert features.shape == (5, 16) and features.dtype == np.float32
+    assert np.allclose(np.linalg.norm(features, axis=1), 1, atol=1e-5)
+    assert np.allclose(embedder.embed(PICTURES[::-1]), features[::-1], atol=1e-5)
+
+
+def test_other_sizes_are_resized(tmp_path):
+    write(tmp_path, {"kind": "copy", "name": "c", "width": 8, "dimensions": 16, "image_size": 64})
+    embedder = embedders.load_embedder(tmp_path)
+    flat = np.full((1, 100, 100, 3), 90, np.uint8)
+    assert np.allclose(embedder.embed(flat), embedder.embed(flat[:, :64, :64]), atol=1e-4)
+
+
+def test_reader_of_factors(tmp_path):
+    factors = {"mouth": ["a", "b", "c"], "eyes": ["x", "y"]}
+    write(tmp_path, {"kind": "factors", "name": "f", "width": 8, "dimensions": 16, "image_size": 64, "factors": factors, "photograph_factors": ["mouth"]})
+    reader = embedders.load_embedder(tmp_path)
+    read = reader.read(PICTURES)
+    assert reader.factors == ["mouth"] and set(read) == {"mouth", "eyes"}
+    assert set(read["mouth"]) <= set(factors["mouth"]) and read["eyes"].shape == (5,)
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path):
+    write(tmp_path, {"kind": "copy", "name": "c", "width": 8, "dimensions": 16, "image_size": 64})
+    files.write_json(tmp_path / "config.json", {"kind": "copy", "name": "c", "width": 16, "dimensions": 16, "image_size": 64})
+    with pytest.raises(InputError, match="does not fit"):
+        embedders.load_embedder(tmp_path)
+    files.write_json(tmp_path / "config.json", {"kind": "mystery"})
+    with pytest.raises(InputError, match="unknown kind"):
+        embedders.load_embedder(tmp_path)
+
+
+def test_unlisted_torchscript_is_refused_unread(tmp_path):
+    (tmp_path / "sscd.torchscript").write_bytes(b"not a model")
+    with pytest.raises(InputError, match="can run code"):
+        embedders.load_embedder(tmp_path / "sscd.torchscript")
+
+
+def test_text_encoder_equals_the_clip_text_tower(tmp_path):
+    from transformers import CLIPTextModel
+
+    words = tokenizer.build()
+    config = embedders.clip_config(64, 64, 2, 16, len(words))
+    torch.manual_seed(0)
+    network = embedders.build({"kind": "clip", "clip": config}).eval()
+    train_embedder.write_text_encoder(network, words, config["text_cfg"], tmp_path)
+    encoder = CLIPTextModel.from_pretrained(tmp_path / "text_encoder")
+    assert encoder.dtype == torch.float32
+    ids = words(["a face with brown hair", "art"], padding="max_length", max_length=16, return_tensors="pt").input_ids
+    with torch.no_grad():
+        x = network.token_embedding(ids) + network.positional_embedding
+        expected = network.ln_final(network.transformer(x, attn_mask=network.attn_mask))
+        assert torch.allclose(encoder(ids).last_hidden_state, expected, atol=5e-3)  # stored in half precision
+
+
+def test_augmentations_keep_shape_and_range_and_are_seeded():
+    x = torch.rand(4, 3, 64, 64) * 2 - 1
+    first, second, other = (augment.view(x, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
+    assert first.shape == x.shape and first.abs().max() <= 1.01
+    assert torch.equal(first, second) and not torch.equal(first, other)
+    flat = torch.full((1, 3, 64, 64), 0.3)
+    assert torch.allclose(augment.blur(flat, torch.Generator().manual_seed(0)), flat, atol=1e-5)

@@ -1,0 +1,133 @@
+"""The job graph of every preset, and what the configuration refuses, without running a job."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+pytestmark = pytest.mark.workflow
+PRESETS = ("embedded", "smoke", "full", "paper")
+
+
+def overlay_of(preset):
+    return () if preset == "embedded" else ("--configfile", f"workflow/presets/{preset}.yaml")
+
+
+def jobs(output):
+    """{rule: number of jobs} of a dry run's statistics."""
+    table = output.split("job ", 1)[1].split("\n\n", 1)[0]
+    return {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_job_graph(clone, preset):
+    done = clone.snakemake("--dry-run", "--quiet", "rules", *overlay_of(preset))
+    counts = jobs(done.stdout)
+    print(f"{preset}: {counts['total']} jobs, {done.seconds:.1f} s of processor time to find them")
+    assert counts["finetune"] and counts["extract"] and counts["typeset_paper"] == 1
+    assert counts["total"] < 2000
+    if preset != "paper":  # starting a job costs ten seconds
+        assert counts["total"] < 200
+    assert done.seconds < 20, "reading the workflow takes too long (see the processor time above)"
+
+
+def test_attacks_per_shard(clone):
+    """Test concepts meet every attack, tune concepts every grid, in as many shards as their number asks for."""
+    config = yaml.safe_load((clone.folder / "config.yaml").read_text())
+    overlay = clone.overlay(yaml.safe_dump({"finextract": {"shard_concepts": 3}}))
+    done = clone.snakemake("--dry-run", "--configfile", overlay)
+    outputs = set(re.findall(r"output: (\S+)/matches\.csv", done.stdout))
+    expected = {
+        f"results/embedded/extraction/{recipe['world']}/{recipe['options']['method']}/{split}{shard}/{attack}"
+        for recipe in config["finetune"]
+        for split, shards, attacks in (("test", 2, config["finextract"]["attacks"]), ("tune", 1, [grid["attack"] for grid in config["finextract"]["grid"]]))
+        for shard in range(shards)
+        for attack in attacks
+    }
+    assert outputs == expected
+
+
+def test_shards_cover_the_concepts_once(clone):
+    overlay = clone.overlay(yaml.safe_dump({"finextract": {"shard_concepts": 3}}))
+    done = clone.snakemake("--dry-run", "--printshellcmds", "--configfile", overlay)
+    slices = sorted(re.findall(r"--world identities --split test --start (\d+) --stop (\d+) --out \S+/lora/", done.stdout))
+    assert slices == [("0", "3"), ("3", "4")]
+
+
+def test_guidance_reaches_the_jobs(clone):
+    """Grids go to tune concepts only; test concepts get the frozen point, and the base control the scale of classifier-free guidance."""
+    grid = [{"w": 7.25, "k": 0.0}]
+    frozen = {"cfg": 3.5, "finextract": 2.25, "finextract-unconditional": 1.75}
+    worlds = [(world, method) for world in ("identities", "artists") for method in ("dreambooth", "lora")]
+    guidance = [{"world": world, "method": method, "attack": attack, "guidance": {"w": w}} for world, method in worlds for attack, w in frozen.items()]
+    overlay = clone.overlay(yaml.safe_dump({"finextract": {"guidance": guidance, "grid": [{"attack": attack, "guidance": grid} for attack in frozen]}}))
+    done = clone.snakemake("--dry-run", "--printshellcmds", "--configfile", overlay)
+    found = {}
+    for line in done.stdout.splitlines():
+        match = re.search(r"attack extraction .*--out results/embedded/extraction/artists/lora/(test|tune)0/(\S+) ", line)
+        if match:
+            found[match.groups()] = [float(w) for w in re.findall(r'"w": ([\d.]+)', line)]
+    assert found == {
+        **{("tune", attack): [7.25] for attack in frozen},
+        **{("test", attack): [w] for attack, w in frozen.items()},
+        ("test", "direct"): [1.0],
+        ("test", "base"): [3.5],
+    }
+
+
+def test_nothing_heavy_is_imported_while_the_workflow_is_read(clone):
+    command = [sys.executable, "-X", "importtime", *clone.command("--dry-run", "--quiet", "all")[1:]]
+    done = subprocess.run(command, cwd=clone.folder, env=clone.environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    imported = {line.rpartition("|")[2].strip().split(".")[0] for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert "snakemake" in imported and "tuneleak" in imported
+    assert not imported & {"torch", "diffusers", "transformers", "open_clip", "matplotlib", "sklearn"}
+
+
+@pytest.mark.parametrize(
+    ("overlay", "message"),
+    [
+        ("finextract: {stepz: 3}", "finextract.stepz: Extra inputs are not permitted"),
+        ("finextract: {steps: many}", "finextract.steps: Input should be a valid integer"),
+        ("population: {image_size: 0}", "population.image_size: Input should be greater than or equal to 1"),
+        ("worlds: [{name: x, base: H9, images: named-p, tune_concepts: 1, test_concepts: 1}]", "base 'H9'"),
+        ("training: {public_sets: [nobody]}", "training.public_sets: 'nobody'"),
+        ("device: cuda", "gpus is 0"),
+        ("finextract: {guidance: []}", "finextract.guidance has no entry for world 'identities'"),
+        ("finextract: {grid: [{attack: cfg, guidance: [{w: 1}]}, {attack: finextract, guidance: [{w: 1}, {w: 2}]}]}", "unequal budgets"),
+        ("bases: [{name: ../H1, kind: folder, path: x}, {name: H1, kind: folder, path: x}]", "'../H1' becomes a folder"),
+    ],
+)
+def test_a_wrong_configuration_stops_before_any_job_and_names_the_key(clone, overlay, message):
+    done = clone.snakemake("--dry-run", "--configfile", clone.overlay(overlay), fails=True)
+    assert message in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+def test_a_local_pipeline_folder_is_used_where_it_is(clone):
+    overlay = clone.overlay("bases: [{name: H1, kind: folder, path: my/model}]")
+    (clone.folder / "my/model").mkdir(parents=True, exist_ok=True)
+    (clone.folder / "my/model/model_index.json").write_text("{}")
+    done = clone.snakemake("--dry-run", "--printshellcmds", "--configfile", overlay)
+    assert "--base my/model " in done.stdout and "assemble" not in jobs(done.stdout)
+
+
+def test_a_hub_data_set_is_fetched_then_imported(clone):
+    source = {"name": "private-artists", "kind": "hub", "repository": "someone/art", "revision": "0" * 40}
+    config = yaml.safe_load((clone.folder / "config.yaml").read_text())
+    images = [source if item["name"] == source["name"] else item for item in config["images"]]
+    done = clone.snakemake("--dry-run", "--configfile", clone.overlay(yaml.safe_dump({"images": images})))
+    counts = jobs(done.stdout)
+    assert counts["fetch_images"] == counts["import_fetched"] == counts["render"] == 1
+
+
+def test_resources_are_built_outside_of_the_shipped_folder(clone):
+    done = clone.snakemake("--dry-run", "resources")
+    config = yaml.safe_load((clone.folder / "config.yaml").read_text())
+    counts = jobs(done.stdout)
+    assert counts["train_autoencoder"] == counts["train_text_encoder"] == 1
+    assert counts["train_embedder"] == len(config["training"]["embedders"]) - 1 and counts["train_base"] == len(config["training"]["bases"])
+    outputs = [path for line in re.findall(r"output: (.+)", done.stdout) for path in line.split(", ")]
+    assert outputs and all(path.startswith("results/embedded/") for path in outputs)

@@ -1,0 +1,108 @@
+"""What the shell prefix and the limits do to real jobs: GPUs are shared out, and jobs end with Snakemake, however it ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+pytestmark = [pytest.mark.workflow, pytest.mark.skipif(not sys.platform.startswith("linux"), reason="kills process trees the Linux way")]
+
+GPU_JOBS = """
+rule all:
+    input: expand("{i}.done", i=range(4))
+rule job:
+    output: "{i}.done"
+    resources: gpu=1
+    shell: "date +%s.%N > {output}; sleep 1; date +%s.%N >> {output}"
+"""
+# a job as the project's rules start it, and one with a shell between it and Snakemake
+LONG_JOB = """
+rule job:
+    output: "out.txt"
+    shell: "{how}python job.py {{output}} > job.log 2>&1{after}"
+"""
+JOB = """
+import os, sys, time
+from tuneleak import runtime
+runtime.die_with_parent()
+with open("pid", "w") as handle:
+    handle.write(f"{os.getpid()}\\n")
+while True:
+    time.sleep(0.1)
+"""
+
+
+def most_at_once(folder):
+    spans = [tuple(map(float, path.read_text().split())) for path in folder.glob("*.done")]
+    assert len(spans) == 4
+    return max(sum(start <= moment < end for start, end in spans) for moment, _ in spans)
+
+
+@pytest.mark.parametrize(("arguments", "limit"), [((), 1), (("--resources", "gpu=2"), 2)])
+def test_gpu_jobs_run_one_at_a_time_unless_more_are_allowed(mini, arguments, limit):
+    made = mini(GPU_JOBS)
+    made.overlay("gpus: 1")
+    made.snakemake("--configfile", "overlay.yaml", *arguments, cores=4)
+    assert most_at_once(made.folder) == limit
+
+
+def start(made):
+    """Start Snakemake and wait until its job runs; returns both processes."""
+    (made.folder / "job.py").write_text(JOB)
+    note = made.folder / "pid"
+    log = open(made.folder / "snakemake.log", "w")  # noqa: SIM115 - Snakemake's own until it ends
+    snakemake = subprocess.Popen(made.command(), cwd=made.folder, env=made.environment(), stdout=log, stderr=subprocess.STDOUT)
+    deadline = time.monotonic() + 120
+    while not (note.exists() and note.read_text().endswith("\n")):
+        assert snakemake.poll() is None and time.monotonic() < deadline, (made.folder / "snakemake.log").read_text()
+        time.sleep(0.05)
+    return snakemake, psutil.Process(int(note.read_text()))
+
+
+def ended(process, seconds):
+    try:
+        process.wait(seconds)
+    except psutil.TimeoutExpired:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(("how", "after"), [("exec ", ""), ("", "; true")], ids=["exec", "shell-between"])
+def test_a_job_dies_with_a_killed_snakemake(mini, how, after):
+    made = mini(LONG_JOB.format(how=how, after=after))
+    snakemake, job = start(made)
+    assert (job.ppid() == snakemake.pid) == (how == "exec ")
+    snakemake.send_signal(signal.SIGKILL)
+    snakemake.wait()
+    assert ended(job, 10), "the job outlived Snakemake"
+
+
+def test_unlock_frees_a_folder_only_when_snakemake_is_gone(mini):
+    from tuneleak.unlock import live_snakemakes, unlock
+
+    made = mini(LONG_JOB.format(how="exec ", after=""))
+    snakemake, job = start(made)
+    locks = made.folder / ".snakemake" / "locks"
+    assert any(locks.glob("*")) and live_snakemakes(made.folder) == [snakemake.pid]
+    said = made.tuneleak("unlock").stdout
+    assert str(snakemake.pid) in said and any(locks.glob("*"))
+    snakemake.send_signal(signal.SIGKILL)
+    snakemake.wait()
+    assert ended(job, 10)
+    refused = made.snakemake("--rerun-incomplete", fails=True)
+    assert "lock" in refused.stdout.lower()
+    said = made.tuneleak("unlock").stdout
+    assert "unlocking" in said and not any(locks.glob("*"))
+    unlock(made.folder)  # and once more: nothing to do, nothing said
+    assert made.tuneleak("unlock").stdout == ""
+
+
+def test_jobs_use_the_code_beside_the_snakefile(mini):
+    """Not an installed copy of it, and not whatever PYTHONPATH says."""
+    made = mini('rule job:\n    output: "out.txt"\n    shell: "exec python -c \'import tuneleak, sys; print(tuneleak.__file__)\' > {output}"')
+    made.snakemake(PYTHONPATH=os.devnull)
+    assert (made.folder / "out.txt").read_text().strip() == str(made.folder / "src/tuneleak/__init__.py")

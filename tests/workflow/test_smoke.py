@@ -1,0 +1,153 @@
+"""The smoke preset from nothing to the paper, and what a workflow owes its user afterwards: nothing is done twice, and a killed run goes on."""
+
+import hashlib
+import re
+import shutil
+import signal
+import subprocess
+import time
+
+import pandas as pd
+import psutil
+import pytest
+
+pytestmark = [pytest.mark.workflow, pytest.mark.slow]
+SMOKE = ("--configfile", "workflow/presets/smoke.yaml")
+
+
+@pytest.fixture(scope="module")
+def smoke(clone):
+    """A clone in which the smoke preset has run."""
+    started = time.monotonic()
+    done = clone.snakemake("--show-failed-logs", *SMOKE)
+    print(f"smoke preset: {time.monotonic() - started:.0f} s, {done.seconds:.0f} s of processor time")
+    return clone
+
+
+def results(clone, name=""):
+    return clone.folder / "results" / "smoke" / name
+
+
+def reasons(output):
+    """{rule: reasons} of the jobs of a dry run that have a reason of their own (not only an input made by another job)."""
+    found = {}
+    for rule, reason in re.findall(r"^rule (\w+):\n(?:    .*\n)*?    reason: (.*)$", output, re.MULTILINE):
+        own = [part for part in reason.split("; ") if not part.startswith("Input files updated by another job")]
+        if own:
+            found.setdefault(rule, set()).update(part.split(":")[0] for part in own)
+    return found
+
+
+def test_makes_everything(smoke):
+    assert results(smoke, "paper.pdf").read_bytes().startswith(b"%PDF")
+    metrics = pd.read_csv(results(smoke, "metrics.csv"), keep_default_na=False)
+    assert {"identities", "artists"} == set(metrics.world) and {"dreambooth", "lora"} <= set(metrics.method)
+    assert {"direct", "cfg", "finextract", "finextract-unconditional", "base"} <= set(metrics.attack)
+    known = metrics[metrics.metric == "AS"].astype({"value": float, "ci_low": float, "ci_high": float})
+    assert len(known) and known.value.between(-1, 1).all() and (known.ci_low <= known.value + 1e-9).all() and (known.value <= known.ci_high + 1e-9).all()
+    assert set(pd.read_csv(results(smoke, "claims.csv")).status) <= {"consistent-direction", "opposite-direction", "inconclusive", "not-comparable", "not-run"}
+    for name in ("pictures", "similarity", "guidance", "theory"):
+        assert results(smoke, f"figures/finextract/{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_job_left_a_log_and_a_benchmark(smoke):
+    logs, benchmarks = (
+        {path.relative_to(results(smoke, name)).with_suffix("") for path in results(smoke, name).rglob("*.*")} for name in ("logs", "benchmarks")
+    )
+    assert logs == benchmarks and len(logs) > 40
+
+
+def test_a_second_run_does_nothing(smoke):
+    assert "Nothing to be done" in smoke.snakemake(*SMOKE).stdout
+
+
+def test_nothing_is_written_outside_of_the_preset(smoke):
+    assert {path.name for path in (smoke.folder / "results").iterdir()} == {"smoke"}
+    assert {path for path in (smoke.folder / "resources").rglob("*") if path.stat().st_mtime > results(smoke, "logs").stat().st_ctime} == set()
+
+
+def test_report(smoke):
+    smoke.snakemake(*SMOKE, "--report", "results/smoke/report.zip")
+    assert results(smoke, "report.zip").stat().st_size > 50_000
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("attacks/extraction/finextract.py", {"extract"}),
+        ("attacks/extraction/clustering.py", {"extract"}),
+        ("metrics/intervals.py", {"evaluate_finextract", "calibrate", "join_metrics"}),
+        ("report/claims.py", {"check_claims"}),
+        ("options.py", set()),
+    ],
+)
+def test_an_edit_runs_exactly_the_rules_that_use_it(smoke, name, changed):
+    path = smoke.folder / "src/tuneleak" / name
+    text = path.read_text()
+    try:
+        path.write_text(text + "\n# edited\n")
+        done = smoke.snakemake("--dry-run", *SMOKE)
+    finally:
+        path.write_text(text)
+    found = reasons(done.stdout)
+    assert set(found) == changed
+    assert all(reason == {"Params have changed since last execution"} for reason in found.values())
+    if name == "attacks/extraction/finextract.py":
+        outputs = re.findall(r"output: (\S+)/matches\.csv", done.stdout)
+        assert outputs and {output.rsplit("/", 1)[1] for output in outputs} == {"finextract"}
+
+
+def test_a_touched_file_runs_nothing(smoke):
+    for path in (smoke.folder / "src/tuneleak/metrics/finextract.py", *(smoke.folder / "resources").rglob("*.safetensors")):
+        path.touch()
+    assert "Nothing to be done" in smoke.snakemake("--dry-run", *SMOKE).stdout
+
+
+def test_a_killed_run_leaves_no_orphan_and_ends_with_the_same_numbers(smoke):
+    before = results(smoke, "metrics.csv").read_bytes()
+    victim = results(smoke, "models/identities/lora/test0")
+    shutil.rmtree(victim)
+    log = open(smoke.folder / "killed.log", "w")  # noqa: SIM115 - Snakemake's own until it ends
+    snakemake = subprocess.Popen(smoke.command(*SMOKE), cwd=smoke.folder, env=smoke.environment(), stdout=log, stderr=subprocess.STDOUT)
+    deadline = time.monotonic() + 300
+    while not any(path.is_file() for path in victim.rglob(".checkpoints/**/*")):
+        assert snakemake.poll() is None and time.monotonic() < deadline, (smoke.folder / "killed.log").read_text()
+        time.sleep(0.02)
+    children = psutil.Process(snakemake.pid).children(recursive=True)
+    assert children
+    snakemake.send_signal(signal.SIGKILL)
+    snakemake.wait()
+    _, alive = psutil.wait_procs(children, timeout=15)
+    assert not alive, f"left running: {alive}"
+    assert not (victim / "manifest.csv").exists()
+    smoke.tuneleak("unlock")
+    smoke.snakemake("--rerun-incomplete", *SMOKE)
+    assert (victim / "manifest.csv").exists() and not (victim / ".checkpoints").exists()
+    assert results(smoke, "metrics.csv").read_bytes() == before
+    assert "Nothing to be done" in smoke.snakemake(*SMOKE).stdout
+
+
+def test_resources_can_be_built_and_promoted(smoke, tmp_path):
+    started = time.monotonic()
+    done = smoke.snakemake("resources", *SMOKE)
+    print(f"resources with smoke settings: {time.monotonic() - started:.0f} s, {done.seconds:.0f} s of processor time")
+    smoke.tuneleak("promote", "--built", results(smoke, "resources"), "--resources", tmp_path / "resources")
+    sums = [line.split(maxsplit=1) for line in (tmp_path / "resources/SHA256SUMS").read_text().splitlines()]
+    names = {name for _, name in sums}
+    assert {
+        "autoencoder/config.json",
+        "text-encoder/text_encoder/model.safetensors",
+        "bases/H1/diffusion_pytorch_model.safetensors",
+        "embedders/copy-a/model.safetensors",
+    } <= names
+    for digest, name in sums:
+        assert hashlib.sha256((tmp_path / "resources" / name).read_bytes()).hexdigest() == digest
+
+
+def test_the_shipped_files_are_what_their_list_says(clone):
+    folder = clone.folder / "resources"
+    sums = dict(reversed(line.split(maxsplit=1)) for line in (folder / "SHA256SUMS").read_text().splitlines())
+    weights = {str(path.relative_to(folder)) for path in folder.rglob("*.safetensors")}
+    assert weights <= set(sums), "weights that the list does not name"
+    for name, digest in sums.items():
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest, name

@@ -1,0 +1,71 @@
+"""The workflow's files: format, lint, and what every rule must have."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+RULE_FILES = sorted((ROOT / "workflow/rules").glob("*.smk"))
+
+
+def rules():
+    """(file name, rule name, text) of every rule that runs something."""
+    for path in RULE_FILES:
+        for text in re.split(r"^rule ", path.read_text(), flags=re.MULTILINE)[1:]:
+            if "localrule: True" not in text:
+                yield pytest.param(text, id=text.split(":")[0])
+
+
+@pytest.mark.workflow
+def test_lint(clone):
+    done = clone.snakemake("--lint")
+    assert "Congratulations" in done.stdout
+
+
+def test_format():
+    done = subprocess.run([sys.executable, "-m", "snakefmt", "--check", "--diff", "Snakefile", "workflow"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("text", list(rules()))
+def test_every_rule_is_complete(text):
+    for directive in ("log", "benchmark", "conda", "threads", "resources", "params", "shell"):
+        assert re.search(rf"^    {directive}:", text, re.MULTILINE), f"no {directive}:"
+    assert re.search(r"^        mem_mb=", text, re.MULTILINE) and re.search(r"^        runtime=", text, re.MULTILINE)
+    shell = text.split("    shell:")[1]
+    assert '"exec python -m tuneleak ' in shell, "without exec a job outlives a killed Snakemake's shell"
+    assert shell.rstrip().endswith('> {log} 2>&1"')
+
+
+def test_target_rules_run_nothing():
+    for path in [ROOT / "Snakefile", *RULE_FILES]:
+        for text in re.split(r"^rule ", path.read_text(), flags=re.MULTILINE)[1:]:
+            assert ("localrule: True" in text) != ("shell:" in text)
+
+
+def test_the_snakefile_fits_one_screen():
+    assert len((ROOT / "Snakefile").read_text().splitlines()) <= 60
+
+
+def test_no_scripts_no_run_blocks_no_checkpoints_no_directories():
+    for path in [ROOT / "Snakefile", *RULE_FILES]:
+        assert not re.search(r"^\s*(script|run|notebook|wrapper):|^checkpoint |directory\(", path.read_text(), re.MULTILINE), path.name
+
+
+def test_every_flag_of_every_rule_exists():
+    """What the rules pass is what the verbs take."""
+    from tuneleak import cli
+
+    takes = {verb.name: ({argument.flag for argument in verb.arguments} | ({"--options"} if verb.options else set()), verb) for verb in cli.VERBS}
+    for path in RULE_FILES:
+        for shell in re.findall(r"shell:\n((?:        .*\n)+)", path.read_text()):
+            words = "".join(re.findall(r'"(.*)"', shell)).split("python -m tuneleak ")[1]
+            name = next(name for name in sorted(takes, key=len, reverse=True) if words.startswith(name + " "))
+            flags = set(re.findall(r"--[a-z-]+", words.replace("{params.factors}", "--factors")))
+            known, verb = takes[name]
+            assert flags <= known, f"{name}: unknown {flags - known}"
+            needed = {argument.flag for argument in verb.arguments if argument.required}
+            assert needed <= flags, f"{name}: missing {needed - flags}"

@@ -1,0 +1,328 @@
+# Shared by all files of this folder: the validated configuration, digests, look-ups, and the shell that jobs start in. No rules here.
+import functools
+import re
+import shlex
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+ROOT = Path(workflow.basedir)
+sys.path.insert(0, str(ROOT / "src"))  # the code beside this workflow, whatever else is installed
+
+from tuneleak import codedigest, runtime
+from tuneleak.config import as_json, load, one
+from tuneleak.errors import InputError
+from tuneleak.options import ExtractionOptions, Guidance
+
+try:
+    study = load(config)
+except InputError as error:
+    raise WorkflowError(str(error))
+
+runtime.put_this_python_first()
+
+# Jobs `exec` Python, so that it is Snakemake's own child: runtime.die_with_parent reads TUNELEAK_PARENT, runtime.claim_gpu TUNELEAK_GPUS.
+shell.prefix(f"set -euo pipefail; export PYTHONPATH={shlex.quote(str(ROOT / 'src'))} TUNELEAK_PARENT=$PPID TUNELEAK_GPUS={study.gpus}; ")
+
+# Without a limit Snakemake ignores `gpu` on one machine and starts as many GPU jobs as there are cores; --resources gpu=2 still wins.
+workflow.global_resources.setdefault("gpu", study.gpus)
+
+RESULTS = study.pathvars.results  # functions get no <results>
+FIGURES = ["pictures", "similarity", "guidance", "theory"]
+TABLES = ["finextract", "finextract_thresholds", "finextract_controls"]
+GPU = min(study.gpus, 1)  # GPUs of a job that can use one
+DEVICE = "cpu" if study.device == "auto" and not GPU else study.device
+
+
+def one_of(items):
+    """A regular expression of the names of `items`, or one that nothing matches."""
+    names = {getattr(item, "name", item) for item in items}
+    return "|".join(re.escape(name) for name in sorted(names)) or "(?!)"
+
+
+def of_kind(sources, kind):
+    return one_of(source for source in sources if source.kind == kind)
+
+
+def gigabytes(count):
+    """Memory of a job in MB, growing with its failed attempts."""
+
+    def mem_mb(wildcards, attempt):
+        return 1000 * count * attempt
+
+    return mem_mb
+
+
+def minutes(count):
+    """Time limit of a job on a cluster, growing with its failed attempts."""
+
+    def time_limit(wildcards, attempt):
+        return count * attempt
+
+    return time_limit
+
+
+# --- digests ---------------------------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def code(*modules):
+    return codedigest.code_digest(*modules, sources=ROOT / "src")
+
+
+def attack_code(wildcards):
+    return code(*codedigest.attack_modules("extraction", wildcards.attack))
+
+
+@functools.cache
+def shipped_sums():
+    """{path: sha256} of the shipped files, from resources/SHA256SUMS; empty before the first `make promote`."""
+    sums = ROOT / "resources" / "SHA256SUMS"
+    lines = sums.read_text().splitlines() if sums.is_file() else []
+    return {f"resources/{path.strip().removeprefix('*')}": digest for digest, path in (line.split(maxsplit=1) for line in lines)}
+
+
+def shipped_below(*folders):
+    return {path: digest for path, digest in sorted(shipped_sums().items()) if path.startswith(tuple(f"{folder}/" for folder in folders if folder))}
+
+
+def shipped(*folders):
+    """Shipped files as inputs whose age does not matter: their sha256 is a param. A folder from elsewhere has none."""
+    return [ancient(path) for path in shipped_below(*folders)]
+
+
+def shipped_digest(*folders):
+    return "".join(digest[:16] for digest in shipped_below(*folders).values())
+
+
+# --- look-ups --------------------------------------------------------------------------------------------------------------------------
+
+
+def images_of(wildcards):
+    return f"{RESULTS}/data/{one(study.worlds, name=wildcards.world).images}/manifest.csv"
+
+
+def image_source(wildcards):
+    return one(study.images, name=wildcards.images)
+
+
+def base_folder(wildcards):
+    """The pipeline folder a world starts from: assembled or fetched below the results, or the user's own."""
+    source = one(study.bases, name=one(study.worlds, name=wildcards.world).base)
+    return source.path if source.kind == "folder" else f"{RESULTS}/bases/{source.name}"
+
+
+def base_of(wildcards):
+    return f"{base_folder(wildcards)}/model_index.json"
+
+
+def recipe_of(world, method):
+    return next(recipe.options for recipe in study.finetune if (recipe.world, recipe.options.method) == (world, method))
+
+
+def finetune_options(wildcards):
+    return as_json(recipe_of(wildcards.world, wildcards.method))
+
+
+def concepts(world, split):
+    return getattr(one(study.worlds, name=world), f"{split}_concepts")
+
+
+def first_concept(wildcards):
+    return int(wildcards.shard) * study.finextract.shard_concepts
+
+
+def last_concept(wildcards):
+    return min(first_concept(wildcards) + study.finextract.shard_concepts, concepts(wildcards.world, wildcards.split))
+
+
+def frozen_guidance(world, method, attack):
+    return one(study.finextract.guidance, world=world, method=method, attack=attack).guidance
+
+
+def guidance(wildcards):
+    """The grid on tune concepts; on test concepts the one frozen point (of cfg for the base control, none for direct)."""
+    if wildcards.split == "tune":
+        return one(study.finextract.grid, attack=wildcards.attack).guidance
+    if wildcards.attack == "direct":
+        return [Guidance()]
+    return [frozen_guidance(wildcards.world, wildcards.method, "cfg" if wildcards.attack == "base" else wildcards.attack)]
+
+
+def extraction_options(wildcards):
+    knobs = study.finextract
+    generations = knobs.tune_generations_per_image if wildcards.split == "tune" else knobs.generations_per_image
+    return as_json(
+        ExtractionOptions(
+            attack=wildcards.attack,
+            guidance=guidance(wildcards),
+            generations_per_image=generations,
+            steps=knobs.steps,
+            sampler=knobs.sampler,
+            batch=knobs.batch,
+            cluster=knobs.cluster,
+            control_draws=knobs.control_draws,
+        )
+    )
+
+
+def reads_factors(wildcards):
+    return study.instruments.factors if one(study.worlds, name=wildcards.world).factors else ""
+
+
+def factors_of(wildcards):
+    return shipped(reads_factors(wildcards))
+
+
+def factors_digest(wildcards):
+    return shipped_digest(reads_factors(wildcards))
+
+
+def factors_flag(wildcards):
+    return f"--factors {shlex.quote(reads_factors(wildcards))}" if reads_factors(wildcards) else ""
+
+
+def matches_of(split):
+    """The matches.csv of every world, method, shard and attack of one split."""
+    attacks = study.finextract.attacks if split == "test" else [grid.attack for grid in study.finextract.grid]
+    return [
+        f"{RESULTS}/extraction/{recipe.world}/{recipe.options.method}/{split}{shard}/{attack}/matches.csv"
+        for recipe in study.finetune
+        for shard in range(-(-concepts(recipe.world, split) // study.finextract.shard_concepts))
+        for attack in attacks
+    ]
+
+
+def matches_of_table(wildcards):
+    return matches_of({"main": "test", "tuning": "tune"}[wildcards.table])
+
+
+def world_names():
+    return [world.name for world in study.worlds]
+
+
+def n_images(wildcards):
+    return next(recipe.options.images_per_concept for recipe in study.finetune if recipe.world == wildcards.world)
+
+
+def image_path(wildcards):
+    return image_source(wildcards).path
+
+
+def image_repository(wildcards):
+    return image_source(wildcards).repository
+
+
+def image_revision(wildcards):
+    return image_source(wildcards).revision
+
+
+def import_options(wildcards):
+    return as_json(image_source(wildcards).options)
+
+
+def base_path(wildcards):
+    return one(study.bases, name=wildcards.base).path
+
+
+def base_repository(wildcards):
+    return one(study.bases, name=wildcards.base).repository
+
+
+def base_revision(wildcards):
+    return one(study.bases, name=wildcards.base).revision
+
+
+def base_parts(wildcards):
+    return shipped(study.shipped.autoencoder, study.shipped.text_encoder, base_path(wildcards))
+
+
+def base_parts_digest(wildcards):
+    return shipped_digest(study.shipped.autoencoder, study.shipped.text_encoder, base_path(wildcards))
+
+
+def shipped_autoencoder(wildcards):
+    return study.shipped.autoencoder
+
+
+def shipped_text_encoder(wildcards):
+    return study.shipped.text_encoder
+
+
+def copy_cluster(wildcards):
+    return study.instruments.copy_cluster
+
+
+def copy_score(wildcards):
+    return study.instruments.copy_score
+
+
+def tune_concepts(wildcards):
+    return concepts(wildcards.world, "tune")
+
+
+def private_images():
+    """The image sets of all worlds."""
+    return sorted({world.images for world in study.worlds})
+
+
+def folders_of_images(wildcards, input):
+    return [str(Path(path).parent) for path in input.images]
+
+
+def folder_of_tables(wildcards, input):
+    return str(Path(input.tables[0]).parent)
+
+
+def folder_of_figures(wildcards, input):
+    return str(Path(input.figures[0]).parent)
+
+
+def text_encoder_options(wildcards):
+    return as_json(one(study.training.embedders, name="text-encoder").options())
+
+
+def images_of_embedder(wildcards):
+    """Manifests of what an embedder is trained on (without the wildcard: the text encoder)."""
+    plan = one(study.training.embedders, name=getattr(wildcards, "embedder", "text-encoder"))
+    return [f"{RESULTS}/data/{name}/manifest.csv" for name in plan.images]
+
+
+def embedder_options(wildcards):
+    return as_json(one(study.training.embedders, name=wildcards.embedder).options())
+
+
+def unet_options(wildcards):
+    return as_json(one(study.training.bases, name=wildcards.unet))
+
+
+def built_resources():
+    """What the target `resources` makes: nothing for a preset that trains nothing."""
+    training = study.training
+    folders = [f"embedders/{item.name}" for item in training.embedders if item.name != "text-encoder"]
+    folders += [f"bases/{item.name}" for item in training.bases]
+    folders += ["text-encoder"] if any(item.name == "text-encoder" for item in training.embedders) else []
+    folders += ["autoencoder"] if folders else []
+    return [f"{RESULTS}/resources/{folder}/config.json" for folder in folders]
+
+
+def files_below(folder, *patterns):
+    """Files of the project below `folder` that match one of the patterns, as paths from the project's root."""
+    found = {path for pattern in patterns for path in (ROOT / folder).glob(pattern)}
+    return sorted(str(path.relative_to(ROOT)) for path in found)
+
+
+def paper_sources():
+    """Everything the paper is typeset from that is not computed."""
+    return files_below("paper", "*.tex", "*.bib", "sections/*.tex")
+
+
+def reference():
+    """The registered claims and endpoints, and the published numbers."""
+    return files_below("paper/reference", "*.yaml", "published/*.csv")
+
+
+def recorded(system, pattern="metrics.csv"):
+    """The recorded run of a system that tables and the paper show beside a run's own."""
+    return files_below(f"paper/reference/full/{system}", pattern)

@@ -1,0 +1,155 @@
+# Figures, tables, claims and the paper: drawn from metrics, matches and pictures alone.
+
+
+rule draw_finextract:
+    input:
+        metrics="<results>/metrics.csv",
+        tuning="<results>/metrics/finextract/tuning.csv",
+        matches=matches_of("test"),
+        images=collect("<results>/data/{images}/manifest.csv", images=private_images()),
+    output:
+        pdf=collect("<results>/figures/finextract/{figure}.pdf", figure=FIGURES),
+        pictures=report(
+            "<results>/figures/finextract/pictures.png",
+            caption="../report/pictures.rst",
+            category="FineXtract",
+            labels={"figure": "pictures", "preset": study.preset},
+        ),
+        similarity=report(
+            "<results>/figures/finextract/similarity.png",
+            caption="../report/similarity.rst",
+            category="FineXtract",
+            labels={"figure": "similarity", "preset": study.preset},
+        ),
+        guidance=report(
+            "<results>/figures/finextract/guidance.png",
+            caption="../report/guidance.rst",
+            category="FineXtract",
+            labels={"figure": "guidance", "preset": study.preset},
+        ),
+        theory=report(
+            "<results>/figures/finextract/theory.png",
+            caption="../report/theory.rst",
+            category="FineXtract",
+            labels={"figure": "theory", "preset": study.preset},
+        ),
+    log:
+        "<logs>/draw_finextract.log",
+    benchmark:
+        "<benchmarks>/draw_finextract.tsv"
+    conda:
+        "../../envs/models.yaml"
+    threads: 1
+    resources:
+        mem_mb=gigabytes(2),
+        runtime=minutes(20),
+    params:
+        images=folders_of_images,
+        out=subpath(output.theory, parent=True),
+        code=code("tuneleak.report.figures_finextract"),
+    shell:
+        "exec python -m tuneleak figures finextract --metrics {input.metrics} --tuning {input.tuning} --matches {input.matches}"
+        " --images {params.images:q} --out {params.out:q} > {log} 2>&1"
+
+
+rule write_tables:
+    input:
+        metrics="<results>/metrics.csv",
+        recorded=recorded("finextract"),
+    output:
+        collect("<results>/tables/{table}.tex", table=TABLES),
+        numbers="<results>/tables/finextract.csv",
+    log:
+        "<logs>/write_tables.log",
+    benchmark:
+        "<benchmarks>/write_tables.tsv"
+    conda:
+        "../../envs/report.yaml"
+    threads: 1
+    resources:
+        mem_mb=gigabytes(1),
+        runtime=minutes(10),
+    params:
+        out=subpath(output.numbers, parent=True),
+        code=code("tuneleak.report.tables"),
+    shell:
+        "exec python -m tuneleak tables --metrics {input.metrics} --reference paper/reference --out {params.out:q} > {log} 2>&1"
+
+
+rule check_claims:
+    input:
+        reference(),
+        metrics="<results>/metrics.csv",
+        claims="paper/reference/claims.yaml",
+    output:
+        table=report(
+            "<results>/claims.csv",
+            caption="../report/claims.rst",
+            category="Claims",
+            labels={"table": "claims", "preset": study.preset},
+        ),
+    log:
+        "<logs>/check_claims.log",
+    benchmark:
+        "<benchmarks>/check_claims.tsv"
+    conda:
+        "../../envs/report.yaml"
+    threads: 1
+    resources:
+        mem_mb=gigabytes(1),
+        runtime=minutes(10),
+    params:
+        preset=study.preset,
+        code=code("tuneleak.report.claims"),
+    shell:
+        "exec python -m tuneleak claims --metrics {input.metrics} --claims {input.claims} --preset {params.preset}" " --out {output.table} > {log} 2>&1"
+
+
+rule typeset_paper:
+    input:
+        reference(),
+        recorded("finextract", "*"),
+        metrics="<results>/metrics.csv",
+        claims="<results>/claims.csv",
+        tables=rules.write_tables.output,
+        figures=rules.draw_finextract.output.pdf,
+        sources=paper_sources(),
+    output:
+        pdf="<results>/paper.pdf",
+    log:
+        "<logs>/typeset_paper.log",
+    benchmark:
+        "<benchmarks>/typeset_paper.tsv"
+    conda:
+        "../../envs/report.yaml"
+    threads: 1
+    resources:
+        mem_mb=gigabytes(1),
+        runtime=minutes(10),
+    params:
+        tables=folder_of_tables,
+        figures=folder_of_figures,
+        benchmarks=study.pathvars.benchmarks,
+        code=code("tuneleak.report.paper"),
+    shell:
+        "exec python -m tuneleak paper --metrics {input.metrics} --claims {input.claims} --tables {params.tables:q}"
+        " --figures {params.figures:q} --benchmarks {params.benchmarks:q} --sources paper --reference paper/reference"
+        " --out {output.pdf} > {log} 2>&1"
+
+
+rule figures:
+    input:
+        rules.draw_finextract.output,
+    localrule: True
+
+
+rule claims:
+    input:
+        rules.check_claims.output,
+    localrule: True
+
+
+rule paper:
+    input:
+        rules.typeset_paper.output,
+    localrule: True

@@ -1,0 +1,119 @@
+# What is shipped under resources/, built anew into <results>/resources; `make promote` copies it. No rule writes to resources/.
+
+
+rule train_autoencoder:
+    input:
+        images=collect("<results>/data/{images}/manifest.csv", images=study.training.public_sets),
+    output:
+        config="<results>/resources/autoencoder/config.json",
+        weights="<results>/resources/autoencoder/diffusion_pytorch_model.safetensors",
+    log:
+        "<logs>/train_autoencoder.log",
+    benchmark:
+        "<benchmarks>/train_autoencoder.tsv"
+    conda:
+        "../../envs/models.yaml"
+    threads: study.threads
+    resources:
+        gpu=GPU,
+        mem_mb=gigabytes(6),
+        runtime=minutes(480),
+    params:
+        images=folders_of_images,
+        out=subpath(output.config, parent=True),
+        options=as_json(study.training.autoencoder),
+        code=code("tuneleak.models.autoencoder"),
+    shell:
+        "exec python -m tuneleak train-autoencoder --images {params.images:q} --out {params.out:q} --options {params.options:q} > {log} 2>&1"
+
+
+rule train_text_encoder:
+    input:
+        images=images_of_embedder,
+    output:
+        config="<results>/resources/text-encoder/config.json",
+        weights="<results>/resources/text-encoder/text_encoder/model.safetensors",
+    log:
+        "<logs>/train_text_encoder.log",
+    benchmark:
+        "<benchmarks>/train_text_encoder.tsv"
+    conda:
+        "../../envs/models.yaml"
+    threads: study.threads
+    resources:
+        gpu=GPU,
+        mem_mb=gigabytes(6),
+        runtime=minutes(480),
+    params:
+        images=folders_of_images,
+        out=subpath(output.config, parent=True),
+        options=text_encoder_options,
+        code=code("tuneleak.models.train_embedder"),
+    shell:
+        "exec python -m tuneleak train-embedder --images {params.images:q} --out {params.out:q} --options {params.options:q} > {log} 2>&1"
+
+
+rule train_embedder:
+    input:
+        images=images_of_embedder,
+    output:
+        config="<results>/resources/embedders/{embedder}/config.json",
+        weights="<results>/resources/embedders/{embedder}/model.safetensors",
+    log:
+        "<logs>/train_embedder/{embedder}.log",
+    benchmark:
+        "<benchmarks>/train_embedder/{embedder}.tsv"
+    conda:
+        "../../envs/models.yaml"
+    threads: study.threads
+    resources:
+        gpu=GPU,
+        mem_mb=gigabytes(6),
+        runtime=minutes(480),
+    params:
+        images=folders_of_images,
+        out=subpath(output.config, parent=True),
+        options=embedder_options,
+        code=code("tuneleak.models.train_embedder"),
+    shell:
+        "exec python -m tuneleak train-embedder --images {params.images:q} --out {params.out:q} --options {params.options:q} > {log} 2>&1"
+
+
+rule train_base:
+    input:
+        images=collect(
+            "<results>/data/{images}/manifest.csv",
+            images=study.training.public_sets + study.training.named_sets,
+        ),
+        autoencoder="<results>/resources/autoencoder/config.json",
+        text_encoder="<results>/resources/text-encoder/config.json",
+    output:
+        config="<results>/resources/bases/{unet}/config.json",
+        weights="<results>/resources/bases/{unet}/diffusion_pytorch_model.safetensors",
+    log:
+        "<logs>/train_base/{unet}.log",
+    benchmark:
+        "<benchmarks>/train_base/{unet}.tsv"
+    conda:
+        "../../envs/models.yaml"
+    threads: study.threads
+    resources:
+        gpu=GPU,
+        mem_mb=gigabytes(8),
+        runtime=minutes(720),
+    params:
+        images=folders_of_images,
+        autoencoder=subpath(input.autoencoder, parent=True),
+        text_encoder=subpath(input.text_encoder, parent=True),
+        out=subpath(output.config, parent=True),
+        options=unet_options,
+        code=code("tuneleak.models.train_base"),
+    shell:
+        "exec python -m tuneleak train-base --images {params.images:q} --autoencoder {params.autoencoder:q}"
+        " --text-encoder {params.text_encoder:q} --out {params.out:q} --options {params.options:q} > {log} 2>&1"
+
+
+rule resources:
+    input:
+        built_resources(),
+    localrule: True
