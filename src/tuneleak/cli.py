@@ -212,6 +212,12 @@ VERBS = [
         ],
     ),
     Verb(
+        "budget",
+        "Count the UNet calls of a preset before running it.",
+        "tuneleak.budget:budget",
+        [Argument("--configuration", "config.yaml (default: here)", required=False), Argument("--overlay", "overlay of a preset", required=False)],
+    ),
+    Verb(
         "unlock",
         "Free a folder that a killed Snakemake left locked, unless one is alive.",
         "tuneleak.unlock:unlock",

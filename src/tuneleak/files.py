@@ -135,7 +135,7 @@ def _processor():
 
 def _git_state():
     here = Path(__file__).resolve().parent
-    commands = {"commit": ["git", "rev-parse", "HEAD"], "changed": ["git", "status", "--porcelain", "--untracked-files=no"]}
+    commands = {"commit": ["git", "rev-parse", "--quiet", "--verify", "HEAD"], "changed": ["git", "status", "--porcelain", "--untracked-files=no"]}
     try:
         state = {name: subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=10).stdout.strip() for name, command in commands.items()}
     except (OSError, subprocess.SubprocessError):

@@ -50,17 +50,31 @@ def test_gpu_jobs_run_one_at_a_time_unless_more_are_allowed(mini, arguments, lim
     assert most_at_once(made.folder) == limit
 
 
-def start(made):
-    """Start Snakemake and wait until its job runs; returns both processes."""
-    (made.folder / "job.py").write_text(JOB)
-    note = made.folder / "pid"
-    log = open(made.folder / "snakemake.log", "w")  # noqa: SIM115 - Snakemake's own until it ends
-    snakemake = subprocess.Popen(made.command(), cwd=made.folder, env=made.environment(), stdout=log, stderr=subprocess.STDOUT)
-    deadline = time.monotonic() + 120
-    while not (note.exists() and note.read_text().endswith("\n")):
-        assert snakemake.poll() is None and time.monotonic() < deadline, (made.folder / "snakemake.log").read_text()
-        time.sleep(0.05)
-    return snakemake, psutil.Process(int(note.read_text()))
+@pytest.fixture
+def start():
+    """`start(made)`: start Snakemake and wait until its job runs; returns both processes. What still lives after the test is killed."""
+    started = []
+
+    def run(made):
+        (made.folder / "job.py").write_text(JOB)
+        note = made.folder / "pid"
+        with open(made.folder / "snakemake.log", "w") as log:
+            snakemake = subprocess.Popen(made.command(), cwd=made.folder, env=made.environment(), stdout=log, stderr=subprocess.STDOUT)
+        started.append(snakemake)
+        deadline = time.monotonic() + 300
+        while not (note.exists() and note.read_text().endswith("\n")):
+            assert snakemake.poll() is None and time.monotonic() < deadline, (made.folder / "snakemake.log").read_text()
+            time.sleep(0.05)
+        started.append(psutil.Process(int(note.read_text())))
+        return started
+
+    yield run
+    for process in started:
+        try:
+            process.kill()
+            process.wait(10)
+        except psutil.NoSuchProcess:
+            continue
 
 
 def ended(process, seconds):
@@ -72,7 +86,7 @@ def ended(process, seconds):
 
 
 @pytest.mark.parametrize(("how", "after"), [("exec ", ""), ("", "; true")], ids=["exec", "shell-between"])
-def test_a_job_dies_with_a_killed_snakemake(mini, how, after):
+def test_a_job_dies_with_a_killed_snakemake(mini, start, how, after):
     made = mini(LONG_JOB.format(how=how, after=after))
     snakemake, job = start(made)
     assert (job.ppid() == snakemake.pid) == (how == "exec ")
@@ -81,7 +95,7 @@ def test_a_job_dies_with_a_killed_snakemake(mini, how, after):
     assert ended(job, 10), "the job outlived Snakemake"
 
 
-def test_unlock_frees_a_folder_only_when_snakemake_is_gone(mini):
+def test_unlock_frees_a_folder_only_when_snakemake_is_gone(mini, start):
     from tuneleak.unlock import live_snakemakes, unlock
 
     made = mini(LONG_JOB.format(how="exec ", after=""))

@@ -10,6 +10,7 @@ import time
 import pandas as pd
 import psutil
 import pytest
+import yaml
 
 pytestmark = [pytest.mark.workflow, pytest.mark.slow]
 SMOKE = ("--configfile", "workflow/presets/smoke.yaml")
@@ -41,8 +42,9 @@ def reasons(output):
 def test_makes_everything(smoke):
     assert results(smoke, "paper.pdf").read_bytes().startswith(b"%PDF")
     metrics = pd.read_csv(results(smoke, "metrics.csv"), keep_default_na=False)
-    assert {"identities", "artists"} == set(metrics.world) and {"dreambooth", "lora"} <= set(metrics.method)
-    assert {"direct", "cfg", "finextract", "finextract-unconditional", "base"} <= set(metrics.attack)
+    asked = yaml.safe_load((smoke.folder / SMOKE[1]).read_text())
+    assert set(metrics.world) == {world["name"] for world in asked["worlds"]}
+    assert {recipe["options"]["method"] for recipe in asked["finetune"]} <= set(metrics.method) and set(asked["finextract"]["attacks"]) <= set(metrics.attack)
     known = metrics[metrics.metric == "AS"].astype({"value": float, "ci_low": float, "ci_high": float})
     assert len(known) and known.value.between(-1, 1).all() and (known.ci_low <= known.value + 1e-9).all() and (known.value <= known.ci_high + 1e-9).all()
     assert set(pd.read_csv(results(smoke, "claims.csv")).status) <= {"consistent-direction", "opposite-direction", "inconclusive", "not-comparable", "not-run"}
@@ -54,7 +56,7 @@ def test_every_job_left_a_log_and_a_benchmark(smoke):
     logs, benchmarks = (
         {path.relative_to(results(smoke, name)).with_suffix("") for path in results(smoke, name).rglob("*.*")} for name in ("logs", "benchmarks")
     )
-    assert logs == benchmarks and len(logs) > 40
+    assert logs == benchmarks and len(logs) > 20
 
 
 def test_a_second_run_does_nothing(smoke):
@@ -107,8 +109,8 @@ def test_a_killed_run_leaves_no_orphan_and_ends_with_the_same_numbers(smoke):
     before = results(smoke, "metrics.csv").read_bytes()
     victim = results(smoke, "models/identities/lora/test0")
     shutil.rmtree(victim)
-    log = open(smoke.folder / "killed.log", "w")  # noqa: SIM115 - Snakemake's own until it ends
-    snakemake = subprocess.Popen(smoke.command(*SMOKE), cwd=smoke.folder, env=smoke.environment(), stdout=log, stderr=subprocess.STDOUT)
+    with open(smoke.folder / "killed.log", "w") as log:
+        snakemake = subprocess.Popen(smoke.command(*SMOKE), cwd=smoke.folder, env=smoke.environment(), stdout=log, stderr=subprocess.STDOUT)
     deadline = time.monotonic() + 300
     while not any(path.is_file() for path in victim.rglob(".checkpoints/**/*")):
         assert snakemake.poll() is None and time.monotonic() < deadline, (smoke.folder / "killed.log").read_text()

@@ -29,6 +29,7 @@ shell.prefix(f"set -euo pipefail; export PYTHONPATH={shlex.quote(str(ROOT / 'src
 workflow.global_resources.setdefault("gpu", study.gpus)
 
 RESULTS = study.pathvars.results  # functions get no <results>
+WORLD_SETS = ["private-identities", "named-p", "named-q", "lora-test", "distractors"]  # behind the preconditions of the embedded world
 FIGURES = ["pictures", "similarity", "guidance", "theory"]
 TABLES = ["finextract", "finextract_thresholds", "finextract_controls"]
 GPU = min(study.gpus, 1)  # GPUs of a job that can use one

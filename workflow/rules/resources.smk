@@ -117,3 +117,35 @@ rule resources:
     input:
         built_resources(),
     localrule: True
+
+
+rule measure_world:
+    input:
+        base="<results>/bases/H1/model_index.json",
+        images=collect("<results>/data/{images}/manifest.csv", images=WORLD_SETS),
+        embedders=shipped("resources/embedders"),
+    output:
+        table="<results>/metrics/world/preconditions.csv",
+    log:
+        "<logs>/measure_world.log",
+    benchmark:
+        "<benchmarks>/measure_world.tsv"
+    conda:
+        "../../envs/models.yaml"
+    threads: study.threads
+    resources:
+        mem_mb=gigabytes(6),
+        runtime=minutes(60),
+    params:
+        base=subpath(input.base, parent=True),
+        data=f"{RESULTS}/data",
+        shipped=shipped_digest("resources/embedders"),
+        code=code("tuneleak.metrics.world"),
+    shell:
+        "exec python -m tuneleak preconditions --base {params.base:q} --resources resources --data {params.data:q} --out {output.table} > {log} 2>&1"
+
+
+rule preconditions:
+    localrule: True
+    input:
+        rules.measure_world.output,

@@ -1,0 +1,59 @@
+"""The verb `budget`: what a preset will compute, in UNet calls on one sample, before anything runs."""
+
+import importlib
+from pathlib import Path
+
+from tuneleak import config
+from tuneleak.errors import InputError
+
+TRAINING_CALLS = 3  # a training step costs about three forward calls per sample
+
+
+def budget(configuration="config.yaml", overlay=None):
+    """Print, per world and method, the models to fine-tune, their training calls and the sampling calls of every attack, and the totals."""
+    study = load(configuration, overlay)
+    total = 0
+    print(f"preset {study.preset}: UNet calls on one sample (a training step counts as {TRAINING_CALLS} calls per sample)")
+    for row in rows(study):
+        total += row["training"] + row["sampling"]
+        print(f"  {row['world']:12s} {row['method']:18s} {row['models']:4d} models  training {row['training']:12,d}  sampling {row['sampling']:12,d}")
+    print(f"  total {total:,d}")
+
+
+def load(configuration, overlay=None):
+    """The validated configuration of config.yaml with a preset's overlay merged as Snakemake merges them (dicts deeply, lists replaced)."""
+    import yaml
+
+    merged = {}
+    for path in filter(None, (configuration, overlay)):
+        if not Path(path).is_file():
+            raise InputError(f"{path}: no such file")
+        _merge(merged, yaml.safe_load(Path(path).read_text(encoding="utf-8")))
+    return config.load(merged)
+
+
+def _merge(into, values):
+    for key, value in values.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value
+
+
+def rows(study):
+    """One dict per recipe: world, method, models, training and sampling calls."""
+    for recipe in study.finetune:
+        options, world = recipe.options, config.one(study.worlds, name=recipe.world)
+        models = {split: getattr(world, f"{split}_concepts") * len(options.seeds) for split in ("test", "tune")}
+        step = options.batch * (2 if options.method == "dreambooth-prior" else 1)
+        training = TRAINING_CALLS * sum(models.values()) * options.steps_per_image * options.images_per_concept * step
+        knobs = study.finextract
+        tested = sum(_calls(knobs.generations_per_image, knobs.steps, attack) for attack in knobs.attacks)
+        tuned = sum(_calls(knobs.tune_generations_per_image, knobs.steps, grid.attack) * len(grid.guidance) for grid in knobs.grid)
+        sampling = options.images_per_concept * (models["test"] * tested + models["tune"] * tuned)
+        yield {"world": recipe.world, "method": options.method, "models": sum(models.values()), "training": training, "sampling": sampling}
+
+
+def _calls(generations_per_image, steps, attack):
+    module = importlib.import_module(f"tuneleak.attacks.extraction.{attack.replace('-', '_')}")
+    return generations_per_image * steps * module.CALLS_PER_STEP
