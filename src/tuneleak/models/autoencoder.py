@@ -48,7 +48,8 @@ def train(images, out, options: AutoencoderOptions):
         autoencoder.register_to_config(scaling_factor=_scaling_factor(autoencoder, pictures))
         training.save_half(autoencoder.state_dict(), f"{out}/diffusion_pytorch_model.safetensors")
         autoencoder.save_config(out)
-        files.write_meta(f"{out}/config.json", options, images=[str(folder) for folder in images], pictures=len(pictures))
+        facts = {"images": [str(folder) for folder in images], "pictures": len(pictures), "parameters": autoencoder.num_parameters()}
+        files.write_meta(f"{out}/config.json", options, **facts)
 
 
 def _loss(output, x, posterior, options):

@@ -56,7 +56,8 @@ def _model_card(resources, measured):
             continue
         facts = files.read_json(meta)
         trained_on = ", ".join(Path(folder).name for folder in facts["images"])
-        cells = [f"`{part}`", text, facts.get("parameters", ""), facts["options"]["steps"], f"{facts['wall_seconds']:.0f}"]
+        seconds = pd.read_csv(resources / part / "train.csv").seconds.iloc[-1]
+        cells = [f"`{part}`", text, facts["parameters"], facts["options"]["steps"], f"{seconds:.0f}"]
         lines.append(f"| {' | '.join(map(str, cells))} | {trained_on} ({facts['pictures']} pictures) |")
     lines += [
         "",
