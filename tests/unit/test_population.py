@@ -16,7 +16,10 @@ from tuneleak.options import PopulationOptions
 WORLD = PopulationOptions()
 SMALL = PopulationOptions(
     public_identities=20,
+    public_artists=2,
     public_pictures=4,
+    private_artists=3,
+    tune_artists=1,
     named_identities=6,
     named_photographs=8,
     instrument_photographs=4,
