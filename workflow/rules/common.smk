@@ -280,6 +280,11 @@ def folder_of_figures(wildcards, input):
     return str(Path(input.figures[0]).parent)
 
 
+def folder_of_sets(wildcards, input):
+    """The folder that holds the rendered sets."""
+    return str(Path(input.images[0]).parent.parent)
+
+
 def text_encoder_options(wildcards):
     return as_json(one(study.training.embedders, name="text-encoder").options())
 

@@ -138,7 +138,7 @@ rule measure_world:
         runtime=minutes(60),
     params:
         base=subpath(input.base, parent=True),
-        data=f"{RESULTS}/data",
+        data=folder_of_sets,
         shipped=shipped_digest("resources/embedders"),
         code=code("tuneleak.metrics.world"),
     shell:
@@ -146,6 +146,6 @@ rule measure_world:
 
 
 rule preconditions:
-    localrule: True
     input:
         rules.measure_world.output,
+    localrule: True
