@@ -9,6 +9,7 @@ from tuneleak.options import (
     ExtractionOptions,
     FinetuneOptions,
     ImportOptions,
+    MembershipOptions,
     PopulationOptions,
     UtilityOptions,
 )
@@ -122,6 +123,21 @@ VERBS = [
             DTYPE,
         ],
         ExtractionOptions,
+    ),
+    Verb(
+        "attack membership",
+        "Score pictures by how likely a model was trained on them, for the base and many fine-tuned models.",
+        "tuneleak.attacks.membership.run:infer",
+        [
+            IMAGE_SETS,
+            BASE,
+            Argument("--models", "model sets: folders with manifest.csv (none: the base alone)", many=True, required=False),
+            Argument("--members", "members.csv of the base: image_ids of what it was trained on", required=False),
+            OUT_FILE,
+            DEVICE,
+            DTYPE,
+        ],
+        MembershipOptions,
     ),
     Verb(
         "utility",

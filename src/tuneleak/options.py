@@ -15,13 +15,14 @@ Rate = Annotated[float, Field(gt=0)]
 
 
 def _attacks(family):
-    """The attacks of a family are its modules that define `guide`; they are read, not imported, because importing one takes torch."""
+    """The attacks of a family are its modules that define `setting`; they are read, not imported, because importing one takes torch."""
     modules = sorted((Path(__file__).parent / "attacks" / family).glob("*.py"))
-    return [module.stem.replace("_", "-") for module in modules if "\ndef guide(" in module.read_text(encoding="utf-8")]
+    return [module.stem.replace("_", "-") for module in modules if "\ndef setting(" in module.read_text(encoding="utf-8")]
 
 
 Attack = Literal[*_attacks("extraction")]
 GuidedAttack = Literal[*(name for name in _attacks("extraction") if name not in ("direct", "base"))]  # these have values of their own to tune
+MembershipAttack = Literal[*_attacks("membership")]
 
 
 class Options(BaseModel):
@@ -109,7 +110,7 @@ class FinetuneOptions(Options):
     images_per_concept: Positive = Field(6, description="training pictures of each concept (N0)")
     steps_per_image: Positive = Field(60, description="optimiser steps per training picture")
     batch: Positive = Field(4, description="latents per step")
-    lr: Rate = Field(1e-3, description="learning rate of AdamW (constant)")
+    lr: float = Field(1e-3, ge=0, description="learning rate of AdamW (constant; 0: nothing is trained, a control)")
     weight_decay: float = Field(1e-2, ge=0, description="decoupled weight decay of AdamW")
     max_grad_norm: Rate = Field(1.0, description="clip of the gradient's global norm")
     train_text_encoder: bool = Field(False, description="also train the text encoder (dreambooth)")
@@ -186,3 +187,25 @@ class UtilityOptions(Options):
     steps: Positive = Field(20, description="sampler steps")
     noise_levels: Positive = Field(10, description="timesteps, evenly spaced, at which the denoising loss of a picture is taken")
     seed: int = Field(0, description="seed of starting noise and of the noise added to pictures")
+
+
+class MembershipOptions(Options):
+    """Membership attacks on a shard of models: every attack scores every picture of a model's concept."""
+
+    attacks: list[MembershipAttack] = Field(["loss", "secmi-stat", "pia", "sima"], min_length=1, description="attacks to run")
+    captions: list[Literal["true", "neutral", "swapped", "null"]] = Field(["true"], min_length=1, description="captions the model is asked under")
+    neutral_caption: str = Field("a face", description="the caption called neutral")
+    loss_timesteps: list[Count] = Field([50, 150, 300], min_length=1, description="timesteps of the loss")
+    loss_draws: Positive = Field(2, description="noises per timestep of the loss")
+    secmi_timestep: Positive = Field(100, description="t_SEC of SecMI (100 in the paper, 140 in the public code for latent diffusion)")
+    secmi_stride: Positive = Field(10, description="stride k of SecMI")
+    nns_epochs: Positive = Field(15, description="epochs of the network of SecMI_NNs")
+    nns_batch: Positive = Field(128, description="maps per step of that network")
+    pia_timestep: Positive = Field(500, description="later timestep of PIA and PIAN (500 in the public code for latent diffusion)")
+    sima_timestep: Count = Field(100, description="timestep of SimA")
+    pfami_timesteps: list[Count] = Field([0, 50, 100, 150, 200, 250, 300, 350, 400, 450], min_length=1, description="timesteps of PFAMI")
+    pfami_crops: list[Fraction] = Field([0.95, 0.92, 0.89, 0.87, 0.84, 0.81, 0.78, 0.76, 0.73, 0.7], min_length=1, description="sides of PFAMI's centre crops")
+    clid_timesteps: list[Count] = Field([440, 450, 460], min_length=1, description="timesteps of CLiD")
+    clid_weight: Fraction = Field(0.9, description="weight of the discrepancy against the loss in CLiD")
+    seed: int = Field(0, description="seed of the noise, which belongs to the picture")
+    batch: Positive = Field(256, description="samples in one call of the network")

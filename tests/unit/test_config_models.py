@@ -53,7 +53,7 @@ def test_the_shipped_configuration_is_valid_and_complete():
         (["finextract", "evaluate", "confidence"], 95, "finextract.evaluate.confidence: Input should be less than or equal to 1"),
         (["finextract", "attacks"], "cfg", "finextract.attacks: Input should be a valid list"),
         (["finextract", "attacks", 0], "magic", "finextract.attacks.0: Input should be 'base', 'cfg', 'direct'"),
-        (["finetune", 0, "options", "lr"], -1, "finetune.0.options.lr: Input should be greater than 0"),
+        (["finetune", 0, "options", "lr"], -1, "finetune.0.options.lr: Input should be greater than or equal to 0"),
         (["finetune", 0, "options", "lr"], float("nan"), "finetune.0.options.lr: Input should be a finite number"),
         (["dtype"], "float16", "dtype: Input should be 'float32' or 'bfloat16'"),
         (["gpus"], -1, "gpus: Input should be greater than or equal to 0"),
