@@ -11,6 +11,7 @@ from tuneleak.options import (
     ImportOptions,
     MembershipOptions,
     PopulationOptions,
+    SynthesizeOptions,
     UtilityOptions,
 )
 
@@ -123,6 +124,39 @@ VERBS = [
             DTYPE,
         ],
         ExtractionOptions,
+    ),
+    Verb(
+        "synthesize",
+        "Let a model draw pictures of concepts it was trained on (a synthetic private set), or make a control.",
+        "tuneleak.finetune.synthesize:synthesize",
+        [
+            Argument("--images", "image set that names the domains and their captions"),
+            BASE,
+            Argument("--reference", "image set of real pictures that are neither members nor held-outs", required=False),
+            Argument("--models", "model set that draws instead of the base, one model per domain", required=False),
+            Argument("--split", "split that the new set carries (default: test)", required=False, kind=str),
+            START,
+            STOP,
+            OUT,
+            DEVICE,
+            DTYPE,
+        ],
+        SynthesizeOptions,
+    ),
+    Verb(
+        "fidelity",
+        "Measure how near self-made pictures are to real ones of the same domain.",
+        "tuneleak.metrics.fidelity:fidelity",
+        [
+            Argument("--synthetic", "image sets made by `synthesize`", many=True),
+            Argument("--reference", "image set of real pictures of the domains"),
+            Argument("--copy-score", "copy embedder whose features KID compares"),
+            Argument("--identity", "identity embedder"),
+            Argument("--clip", "CLIP that compares pictures and captions"),
+            OUT_FILE,
+            Argument("--world", "name noted in the table (default: named)", required=False, kind=str),
+            DEVICE,
+        ],
     ),
     Verb(
         "attack membership",

@@ -209,3 +209,17 @@ class MembershipOptions(Options):
     clid_weight: Fraction = Field(0.9, description="weight of the discrepancy against the loss in CLiD")
     seed: int = Field(0, description="seed of the noise, which belongs to the picture")
     batch: Positive = Field(256, description="samples in one call of the network")
+
+
+class SynthesizeOptions(Options):
+    """A synthetic private set, or a control that stands in for one."""
+
+    kind: Literal["self", "unrelated", "another", "instrument", "noise"] = Field("self", description="what the pictures of a domain are")
+    count: Positive = Field(24, description="pictures per domain")
+    mixed: Count = Field(0, description="of these, real pictures of the domain (prior knowledge)")
+    steps: Positive = Field(20, description="sampler steps (deterministic DDIM)")
+    guidance_scale: float = Field(3.0, ge=0, description="classifier-free guidance")
+    negative_prompt: str = Field("", description="prompt that guidance leads away from")
+    unrelated_caption: str = Field("art style of nobody", description="what kind unrelated draws")
+    seed: int = Field(0, description="seed of the starting noise")
+    batch: Positive = Field(50, description="pictures drawn at once")
