@@ -105,7 +105,10 @@ class BaseOptions(Options):
 class FinetuneOptions(Options):
     """Fine-tuning of one method on a shard of concepts."""
 
-    method: Literal["dreambooth", "dreambooth-prior", "lora", "lora-te"] = Field("lora", description="what is trained and how")
+    method: Literal[
+        "end-to-end", "dreambooth", "dreambooth-prior", "textual-inversion", "lora", "lora-te", "hypernetwork", "dreambooth+lora", "textual-inversion+lora",
+        "dreambooth+hypernetwork", "textual-inversion+hypernetwork",
+    ] = Field("lora", description="what is trained and how")  # fmt: skip
     seeds: list[int] = Field([0], description="one model per concept and seed")
     images_per_concept: Positive = Field(6, description="training pictures of each concept (N0)")
     steps_per_image: Positive = Field(60, description="optimiser steps per training picture")
@@ -117,6 +120,10 @@ class FinetuneOptions(Options):
     rank: Positive = Field(8, description="rank of a LoRA")
     alpha: Rate = Field(8.0, description="alpha of a LoRA (its update is scaled by alpha / rank)")
     target_modules: list[str] = Field(["to_q", "to_k", "to_v", "to_out.0"], description="modules a LoRA adapts")
+    caption_template: str = Field("the face of {}", description="caption whose words in place of {} textual inversion replaces by learned vectors")
+    placeholder: str = Field("<concept>", min_length=1, description="name of those vectors in learned_embeds.safetensors")
+    hypernetwork_width: int = Field(2, ge=1, le=16, description="hidden width of a hypernetwork's networks, in widths of its input")
+    hypernetwork_self_attention: bool = Field(False, description="whether a hypernetwork acts on self-attention too")
     prior_images: Count = Field(0, description="generated class pictures (dreambooth-prior)")
     prior_weight: float = Field(1.0, ge=0, description="weight of the prior-preservation loss")
     class_prompt: str = Field("", description="prompt of the class pictures (dreambooth-prior)")

@@ -34,7 +34,7 @@ def finetune(base, images, world, split, out, options, start=0, stop=None, devic
         jobs = plan(ImageSet.load(images), world, split, start, stop, options)
         (out / "manifest.csv").unlink(missing_ok=True)  # a manifest says that the set is complete
         # whole weights are trained from what is on disk, not from its bfloat16 rounding
-        loaded = load_base(base, device, dtype if options.method.startswith("lora") else "float32")
+        loaded = load_base(base, device, "float32" if methods.trains_whole_weights(options.method) else dtype)
         checkpoints = out / ".checkpoints" / _job_digest(loaded, jobs, options, dtype)
         notes, log = _train_all(loaded, jobs, options, dtype == "bfloat16", out, checkpoints)
         files.write_csv(out / "train.csv", pd.DataFrame(log, columns=["model_id", "step", "loss"]))
@@ -107,7 +107,7 @@ def _train_one(base, row, pictures, prior, options, autocast, out, checkpoints, 
         found = tuple(latents.shape[1:])
         raise InputError(f"{pictures.folder}: pictures give latents {found}, the base needs {base.latent_shape}; import them with --size {base.image_size[0]}")
     captions = [row["caption"]] + ([options.class_prompt] if prior is not None else [])
-    trainee = methods.prepare(base, options, generator)
+    trainee = methods.prepare(base, options, generator, row["caption"])
     try:
         vector = trainee.parameters.vector
         optimizer = torch.optim.AdamW([vector], lr=options.lr, weight_decay=options.weight_decay, fused=True)

@@ -1,7 +1,8 @@
 """What a fine-tuning method trains, how it is set up in a base's networks, and what it leaves on disk.
 
-`dreambooth`, `dreambooth-prior`: every weight of the UNet (and of the text encoder with `train_text_encoder`). `lora`: peft adapters on
-the UNet's attention. `lora-te`: the same, and adapters on the text encoder's attention.
+A method is a combination of trainable parts (`PARTS`): all weights of a network, peft adapters on its attention, or small parts beside it
+(`tuneleak.models.attachments`). DreamBooth fine-tunes to one prompt; with `+lora` it does so through adapters on both networks, as in Shake-to-Leak's public
+code, which makes it train what `lora-te` does. `train_text_encoder` adds the text encoder's weights to dreambooth.
 """
 
 from dataclasses import dataclass
@@ -9,9 +10,27 @@ from dataclasses import dataclass
 import torch
 
 from tuneleak.errors import InputError
-from tuneleak.models import weights
+from tuneleak.models import attachments, weights
 
 TEXT_ENCODER_MODULES = ["q_proj", "k_proj", "v_proj", "out_proj"]
+PARTS = {
+    "end-to-end": {"unet": "whole", "text_encoder": "whole"},
+    "dreambooth": {"unet": "whole"},
+    "dreambooth-prior": {"unet": "whole"},
+    "lora": {"unet": "lora"},
+    "lora-te": {"unet": "lora", "text_encoder": "lora"},
+    "textual-inversion": {"words": "textual-inversion"},
+    "hypernetwork": {"context": "hypernetwork"},
+    "dreambooth+lora": {"unet": "lora", "text_encoder": "lora"},
+    "textual-inversion+lora": {"unet": "lora", "words": "textual-inversion"},
+    "dreambooth+hypernetwork": {"unet": "whole", "context": "hypernetwork"},
+    "textual-inversion+hypernetwork": {"words": "textual-inversion", "context": "hypernetwork"},
+}
+
+
+def trains_whole_weights(method):
+    """Whether a method trains all weights of a network (which then have to be float32)."""
+    return "whole" in PARTS[method].values()
 
 
 class FlatParameters:
@@ -35,15 +54,16 @@ class FlatParameters:
 
 @dataclass(frozen=True)
 class Trainee:
-    """A base made ready for one fine-tune: the networks with something to train in them, and those weights."""
+    """A base made ready for one fine-tune: the networks with something to train in them, the parts beside them, and those weights."""
 
-    networks: dict  # "unet" and, if trained, "text_encoder"
+    networks: dict  # of "unet" and "text_encoder" those with whole weights or an adapter to train
     lora: bool
     parameters: FlatParameters
+    attached: tuple = ()  # TextualInversion, Hypernetwork
 
     @property
     def trains_text(self):
-        return "text_encoder" in self.networks
+        return "text_encoder" in self.networks or any(part.trains_text for part in self.attached)
 
     @property
     def count(self):
@@ -54,21 +74,26 @@ class Trainee:
         """Write the tuned weights below `folder` in the layout of `tuneleak.models.modelset`."""
         if self.lora:
             weights.write_lora(folder, self.networks)
-            return
-        for part, network in self.networks.items():
-            network.save_pretrained(folder / part, safe_serialization=True)
+        else:
+            for part, network in self.networks.items():
+                network.save_pretrained(folder / part, safe_serialization=True)
+        for part in self.attached:
+            part.save(folder)
 
 
-def prepare(base, options, generator):
-    """Set up `options.method` in `base`; the CPU `generator` draws the initial weights of adapters.
+def prepare(base, options, generator, caption=""):
+    """Set up `options.method` in `base`; the CPU `generator` draws the initial weights of adapters. caption: the training caption (textual inversion).
 
     Raises `InputError` for options that exclude each other. Call `restore(base, trainee)` afterwards.
     """
-    lora = options.method.startswith("lora")
-    if lora and options.train_text_encoder:
+    parts = PARTS[options.method]
+    lora = "lora" in parts.values()
+    if options.train_text_encoder and not options.method.startswith("dreambooth"):
         raise InputError(f"train_text_encoder is for dreambooth; the LoRA method that also tunes the text encoder is lora-te (method is {options.method})")
-    networks = {"unet": base.unet}
-    if options.method == "lora-te" or options.train_text_encoder:
+    if options.train_text_encoder and lora:
+        raise InputError(f"{options.method} already tunes the text encoder by its adapters; leave train_text_encoder out")
+    networks = {part: getattr(base, part) for part in ("unet", "text_encoder") if part in parts}
+    if options.train_text_encoder:
         networks["text_encoder"] = base.text_encoder
     for part, network in networks.items():
         if lora:
@@ -77,9 +102,17 @@ def prepare(base, options, generator):
         else:
             # master weights in float32: at a learning rate of 2e-6 a bfloat16 weight would never move
             network.float().requires_grad_(True)
-        if options.gradient_checkpointing:
+    if options.gradient_checkpointing:
+        for part, network in {"unet": base.unet, **networks}.items():
             (network.enable_gradient_checkpointing if part == "unet" else network.activation_checkpointing_enable)()
-    return Trainee(networks, lora, FlatParameters(trainable(networks)))
+    attached = []
+    if "words" in parts:
+        phrase = attachments.phrase_of(caption, options.caption_template)
+        attached.append(attachments.TextualInversion(base.text_encoder, base.tokenizer, phrase, options.placeholder))
+    if "context" in parts:
+        attached.append(attachments.Hypernetwork(base.unet, options.hypernetwork_width, options.hypernetwork_self_attention, generator))
+    beside = [parameter for part in attached for parameter in part.parameters()]
+    return Trainee(networks, lora, FlatParameters([*trainable(networks), *beside]), tuple(attached))
 
 
 def add_lora(network, rank, alpha, target_modules, generator):
@@ -111,6 +144,8 @@ def trainable(networks):
 
 def restore(base, trainee):
     """Undo `prepare`: the base is again what was loaded. `trainee` holds no network afterwards, so that its memory can go."""
+    for part in trainee.attached:
+        part.remove()
     for part in list(trainee.networks):
         network = trainee.networks.pop(part)
         if trainee.lora:

@@ -13,7 +13,7 @@ import torch
 
 from tuneleak import files
 from tuneleak.errors import InputError
-from tuneleak.models import samplers, schedule, weights
+from tuneleak.models import attachments, samplers, schedule, weights
 from tuneleak.models.modelset import LORA_FILE, folder_of
 
 UNET_FILE = "diffusion_pytorch_model.safetensors"
@@ -33,7 +33,7 @@ class Base:
     scheduler_config: dict
     alphas_cumprod: torch.Tensor  # (T,) float64
     device: torch.device
-    tuned: object = None  # the Tuned whose LoRA sits in `unet`, if any
+    tuned: object = None  # the Tuned whose LoRA, or part beside the networks, sits in them, if any
 
     @property
     def name(self):
@@ -125,13 +125,15 @@ class Tuned:
     """A fine-tuned model beside its base. Made by `load_tuned`; usable in a `with` statement, which unloads it.
 
     For a LoRA, `unet` (and `text_encoder` if tuned) are the base's own networks with the adapter injected, switched off except inside
-    `enabled()`. For fully tuned networks they are separate networks. A network that was not tuned is the base's.
+    `enabled()`; so are learned words and hypernetworks (`attached`). For fully tuned networks they are separate networks. A network that was not
+    tuned is the base's.
     """
 
     base: Base
     unet: torch.nn.Module
     text_encoder: torch.nn.Module
     lora: tuple = ()  # the networks that carry an adapter
+    attached: tuple = ()  # see tuneleak.models.attachments
 
     def __post_init__(self):
         from peft.tuners.tuners_utils import BaseTunerLayer
@@ -162,6 +164,8 @@ class Tuned:
         for layer in self._layers:
             # peft's enable_adapters also walks over requires_grad, which costs more than a small layer's forward, twice per step
             layer._disable_adapters = not on
+        for part in self.attached:
+            part.active = on
         self._on = on
 
     @torch.inference_mode()
@@ -179,7 +183,9 @@ class Tuned:
         """Give the base its networks back. Safe to call twice."""
         for network in self.lora:
             weights.detach_lora(network)
-        self.lora, self._layers = (), []
+        for part in self.attached:
+            part.remove()
+        self.lora, self._layers, self.attached = (), [], ()
         if self.base.tuned is self:
             self.base.tuned = None
 
@@ -229,23 +235,25 @@ def load_tuned(base, modelset, row):
     if base.tuned:
         raise RuntimeError("a LoRA sits in this base already; call unload() on it first")
     folder = modelset.path(row)
+    beside = any((folder / name).is_file() for name in (attachments.EMBEDS_FILE, attachments.HYPERNETWORK_FILE))
+    own, networks, loras = {"unet": base.unet, "text_encoder": base.text_encoder}, {}, {}
     if (folder / LORA_FILE).is_file():
-        networks = {"unet": base.unet, "text_encoder": base.text_encoder}
-        loras = weights.read_lora(files.inside(folder, LORA_FILE), networks)
-        for part, lora in loras.items():
-            weights.attach_lora(networks[part], lora)
-        base.tuned = Tuned(base, base.unet, base.text_encoder, tuple(networks[part] for part in loras))
-        return base.tuned
-    if not any((folder / part).is_dir() for part in ("unet", "text_encoder")):
+        loras = weights.read_lora(files.inside(folder, LORA_FILE), own)
+    elif not beside and not any((folder / part).is_dir() for part in own):
         weights.safetensors_file(folder, LORA_FILE)  # says what is wrong with the folder
-    networks = {}
     for part, prefix in (("unet", ""), ("text_encoder", "text_model.")):
-        networks[part] = getattr(base, part)
-        if (folder / part).is_dir():
+        networks[part] = own[part]
+        if (folder / part).is_dir() and not loras:
             path = weights.safetensors_file(files.inside(folder, part), _PARTS[part][1])
             networks[part] = copy.deepcopy(networks[part])
             weights.load_network(networks[part], path, prefix)
-    return Tuned(base, **networks)
+    attached = attachments.load(folder, networks["unet"], networks["text_encoder"], base.tokenizer)
+    for part, lora in loras.items():
+        weights.attach_lora(networks[part], lora)
+    tuned = Tuned(base, **networks, lora=tuple(networks[part] for part in loras), attached=attached)
+    if loras or attached:
+        base.tuned = tuned
+    return tuned
 
 
 def torch_dtype(name):

@@ -8,10 +8,17 @@ _ATTACKS = {
     "base": "base (control)",
 }
 _METHODS = {
+    "end-to-end": "end to end",
     "dreambooth": "DreamBooth",
     "dreambooth-prior": "DreamBooth with prior",
+    "dreambooth+hypernetwork": "DreamBooth + hypernetwork",
     "lora": "LoRA",
     "lora-te": "LoRA with text encoder",
+    "dreambooth+lora": "DreamBooth + LoRA",
+    "textual-inversion+lora": "textual inversion + LoRA",
+    "hypernetwork": "hypernetwork",
+    "textual-inversion+hypernetwork": "textual inversion + hypernetwork",
+    "textual-inversion": "textual inversion",
 }
 _WORLDS = {"identities": "identities", "artists": "artists", "dreambooth": "DreamBooth objects", "wikiart": "WikiArt artists"}
 _CONTROLS = {"heldout": "held-outs"}
