@@ -157,6 +157,7 @@ class Training(Options):
     autoencoder: AutoencoderOptions = Field(description="the autoencoder")
     embedders: list[EmbedderPlan] = Field(description="the embedders; the clip one named text-encoder gives the pipelines their text encoder")
     bases: list[BaseOptions] = Field(description="the UNets")
+    curve_captions: Positive = Field(description="pictures drawn per snapshot of a base's training curve")
 
 
 class Config(Options):

@@ -66,6 +66,7 @@ class AutoencoderOptions(Options):
     steps: Positive = Field(4000, description="optimiser steps")
     batch: Positive = Field(16, description="pictures per step")
     lr: Rate = Field(2e-3, description="peak learning rate of AdamW (warm-up, then cosine to zero)")
+    muon_lr: float = Field(0.05, ge=0, description="peak learning rate of Muon for matrices and convolutions, same schedule; 0: AdamW for all")
     kl_weight: float = Field(1e-6, ge=0, description="weight of the KL term")
     edge_weight: float = Field(0.5, ge=0, description="weight of the L1 loss on image gradients, which keeps eyes and mouths sharp")
     photograph_share: Fraction = Field(0.15, description="share of a batch cropped from scikit-image's photographs")
@@ -82,6 +83,7 @@ class EmbedderOptions(Options):
     steps: Positive = Field(1500, description="optimiser steps")
     batch: Positive = Field(64, description="pictures (pairs for copy, identity and clip) per step")
     lr: Rate = Field(2e-3, description="peak learning rate of AdamW (warm-up, then cosine to zero)")
+    muon_lr: float = Field(0.02, ge=0, description="peak learning rate of Muon for matrices and convolutions, same schedule; 0: AdamW for all")
     identities: Literal["all", "even", "odd"] = Field("all", description="which public identities it sees (the two identity embedders share none)")
     layers: Positive = Field(3, description="transformer layers of a clip embedder's towers")
     context: Positive = Field(32, description="tokens of a caption, start and end included (clip)")
@@ -98,8 +100,10 @@ class BaseOptions(Options):
     steps: Positive = Field(12000, description="optimiser steps")
     batch: Positive = Field(32, description="latents per step")
     lr: Rate = Field(1e-3, description="peak learning rate of AdamW (warm-up, then cosine to zero)")
+    muon_lr: float = Field(0.02, ge=0, description="peak learning rate of Muon for matrices and convolutions, same schedule; 0: AdamW for all")
     caption_dropout: Fraction = Field(0.1, description="share of captions replaced by the empty one")
     ema: Fraction = Field(0.999, description="decay of the exponential moving average that is shipped")
+    snapshots: Count = Field(8, description="evenly spaced snapshots of the weights, for the training curve (not shipped)")
 
 
 class FinetuneOptions(Options):
@@ -127,6 +131,8 @@ class FinetuneOptions(Options):
     prior_images: Count = Field(0, description="generated class pictures (dreambooth-prior)")
     prior_weight: float = Field(1.0, ge=0, description="weight of the prior-preservation loss")
     class_prompt: str = Field("", description="prompt of the class pictures (dreambooth-prior)")
+    prior_steps: Positive = Field(50, description="sampler steps of the class pictures (dreambooth-prior)")
+    prior_guidance_scale: float = Field(7.5, ge=0, description="classifier-free guidance of the class pictures (dreambooth-prior)")
     gradient_checkpointing: bool = Field(False, description="trade time for memory (large models)")
     checkpoint_every: Positive = Field(100, description="steps between checkpoints")
 

@@ -161,13 +161,12 @@ class Killed(Exception):
     pass
 
 
-PRIOR = {"method": "dreambooth-prior", "prior_images": 3, "class_prompt": "picture", "train_text_encoder": True}
+PRIOR = {"method": "dreambooth-prior", "prior_images": 3, "prior_steps": 2, "class_prompt": "picture", "train_text_encoder": True}
 SLOW = [pytest.param(options, marks=pytest.mark.slow) for options in ({"method": "lora-te"}, PRIOR)]
 
 
 @pytest.mark.parametrize("options", [{"method": "lora"}, *SLOW])
 def test_a_killed_job_continues_and_ends_with_the_same_bits(tiny_base, tiny_images, tmp_path, monkeypatch, options):
-    monkeypatch.setattr(generate, "PRIOR_STEPS", 2)
     whole = finetune(tiny_base, tiny_images, tmp_path / "whole", stop=2, **options)
     real, steps = objective.training_step, []
 
@@ -242,11 +241,10 @@ def test_gradient_checkpointing_changes_nothing(tiny_base, tiny_images, tmp_path
     assert all(torch.allclose(first[key], second[key], atol=1e-5) for key in first)
 
 
-def test_class_pictures_depend_on_prompt_and_index_only(tiny_base, monkeypatch):
-    monkeypatch.setattr(generate, "PRIOR_STEPS", 2)
+def test_class_pictures_depend_on_prompt_and_index_only(tiny_base):
     base = pipeline.load_base(tiny_base)
-    three, two = generate.class_latents(base, "picture", 3), generate.class_latents(base, "picture", 2, batch=1)
-    other = generate.class_latents(base, "person", 2)
+    three, two = generate.class_latents(base, "picture", 3, 2, 7.5), generate.class_latents(base, "picture", 2, 2, 7.5, batch=1)
+    other = generate.class_latents(base, "person", 2, 2, 7.5)
     assert three.shape == (3, *base.latent_shape) and torch.allclose(three[:2], two, atol=1e-5) and not torch.allclose(two, other, atol=1e-2)
     (three * torch.ones((), requires_grad=True)).sum().backward()
 

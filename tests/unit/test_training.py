@@ -6,6 +6,7 @@ from torch import nn
 
 from tuneleak import runtime
 from tuneleak.models import training
+from tuneleak.models.optimizer import MuonAdamW
 from tuneleak.options import BaseOptions
 
 
@@ -13,7 +14,7 @@ class Stopped(Exception):
     """Stands for a kill."""
 
 
-def run(folder, stop_at=None, ema=0.9):
+def run(folder, stop_at=None, ema=0.9, snapshots=0):
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
 
@@ -23,7 +24,7 @@ def run(folder, stop_at=None, ema=0.9):
         x = torch.randn(16, 4, generator=runtime.generator("test", step))
         return (module(x) - x.sum(1, keepdim=True)).square().mean(), {}
 
-    training.train(module, loss_at, BaseOptions(steps=30, lr=1e-2), folder, "test", ema=ema, checkpoint_every=10)
+    training.train(module, loss_at, BaseOptions(steps=30, lr=1e-2), folder, "test", ema=ema, checkpoint_every=10, snapshots=snapshots)
     return module.state_dict()
 
 
@@ -46,3 +47,33 @@ def test_learning_rate_warms_up_peaks_and_ends_at_zero():
     assert rates[0] == pytest.approx(0.01) and rates[99] == pytest.approx(1.0)
     assert rates[550] == pytest.approx(0.5, abs=1e-3) and rates[-1] < 1e-5
     assert max(rates) == pytest.approx(1.0)
+
+
+def test_muon_turns_a_matrix_by_its_orthogonal_factor():
+    layer = nn.Linear(6, 4, bias=False)
+    start = layer.weight.detach().clone()
+    optimizer = MuonAdamW(layer, lr=1.0, muon_lr=0.1, weight_decay=0.0)
+    gradient = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    layer.weight.grad = gradient.clone()
+    optimizer.step(0.5)
+    u, _, v = torch.linalg.svd(gradient, full_matrices=False)
+    change = (start - layer.weight.detach()) / 0.05  # half of the peak rate; Newton-Schulz leaves singular values between about .7 and 1.2
+    assert torch.allclose(u.T @ change @ v.T, torch.eye(4), atol=0.35)
+    assert (u.T @ change @ v.T - torch.diag(torch.diag(u.T @ change @ v.T))).abs().max() < 0.05
+
+
+def test_muon_leaves_embeddings_vectors_and_thin_matrices_to_adamw():
+    module = nn.ModuleDict({"conv": nn.Conv2d(3, 8, 3), "token_embedding": nn.Embedding(10, 8), "norm": nn.LayerNorm(8), "rgb": nn.Conv2d(8, 3, 3)})
+    optimizer = MuonAdamW(module, 1e-3, 0.02, 0.0)
+    assert set(optimizer.views) == {"conv.weight"}
+    assert set(MuonAdamW(module, 1e-3, 0.0, 0.0).others) == {name for name, _ in module.named_parameters()}
+
+
+def test_snapshots_are_evenly_spaced_averages(tmp_path):
+    from safetensors.torch import load_file
+
+    last = run(tmp_path, snapshots=3)
+    written = sorted((tmp_path / "snapshots").iterdir())
+    assert [path.stem for path in written] == ["000010", "000020", "000030"]
+    assert torch.allclose(load_file(written[-1])["0.weight"].float(), last["0.weight"], atol=1e-3)
+    assert not torch.allclose(load_file(written[0])["0.weight"].float(), last["0.weight"], atol=1e-3)

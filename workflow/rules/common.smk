@@ -30,6 +30,7 @@ workflow.global_resources.setdefault("gpu", study.gpus)
 
 RESULTS = study.pathvars.results  # functions get no <results>
 WORLD_SETS = ["private-identities", "named-p", "named-q", "lora-test", "distractors"]  # behind the preconditions of the embedded world
+CURVE_EMBEDDERS = ["copy-b", "identity-b", "factors"]  # behind a base's training curve
 FIGURES = ["pictures", "similarity", "guidance", "theory"]
 TABLES = ["finextract", "finextract_thresholds", "finextract_controls"]
 GPU = min(study.gpus, 1)  # GPUs of a job that can use one
@@ -310,7 +311,13 @@ def built_resources():
     folders += [f"bases/{item.name}" for item in training.bases]
     folders += ["text-encoder"] if any(item.name == "text-encoder" for item in training.embedders) else []
     folders += ["autoencoder"] if folders else []
-    return [f"{RESULTS}/resources/{folder}/config.json" for folder in folders]
+    curves = [f"{RESULTS}/resources/bases/{item.name}/curve.csv" for item in training.bases if item.snapshots]
+    return [f"{RESULTS}/resources/{folder}/config.json" for folder in folders] + curves
+
+
+def assembled_bases(wildcards):
+    """The embedded world's own bases, whose members are known."""
+    return [f"{RESULTS}/bases/{source.name}/model_index.json" for source in study.bases if source.kind == "assembled"]
 
 
 def files_below(folder, *patterns):

@@ -119,9 +119,67 @@ rule resources:
     localrule: True
 
 
+rule assemble_built:
+    input:
+        autoencoder="<results>/resources/autoencoder/config.json",
+        text_encoder="<results>/resources/text-encoder/config.json",
+        unet="<results>/resources/bases/{unet}/config.json",
+    output:
+        index="<results>/built/{unet}/model_index.json",
+    log:
+        "<logs>/assemble_built/{unet}.log",
+    benchmark:
+        "<benchmarks>/assemble_built/{unet}.tsv"
+    conda:
+        "../../envs/models.yaml"
+    threads: 1
+    resources:
+        mem_mb=gigabytes(2),
+        runtime=minutes(10),
+    params:
+        autoencoder=subpath(input.autoencoder, parent=True),
+        text_encoder=subpath(input.text_encoder, parent=True),
+        unet=subpath(input.unet, parent=True),
+        out=subpath(output.index, parent=True),
+        code=code("tuneleak.models.assemble"),
+    shell:
+        "exec python -m tuneleak assemble --autoencoder {params.autoencoder:q} --text-encoder {params.text_encoder:q}"
+        " --unet {params.unet:q} --out {params.out:q} > {log} 2>&1"
+
+
+rule trace_base:
+    input:
+        base="<results>/built/{unet}/model_index.json",
+        unet="<results>/resources/bases/{unet}/config.json",
+        images=collect("<results>/data/{images}/manifest.csv", images=WORLD_SETS),
+        embedders=collect("<results>/resources/embedders/{embedder}/config.json", embedder=CURVE_EMBEDDERS),
+    output:
+        table="<results>/resources/bases/{unet}/curve.csv",
+    log:
+        "<logs>/trace_base/{unet}.log",
+    benchmark:
+        "<benchmarks>/trace_base/{unet}.tsv"
+    conda:
+        "../../envs/models.yaml"
+    threads: study.threads
+    resources:
+        mem_mb=gigabytes(6),
+        runtime=minutes(120),
+    params:
+        base=subpath(input.base, parent=True),
+        unet=subpath(input.unet, parent=True),
+        data=folder_of_sets,
+        built=f"{RESULTS}/resources",
+        captions=study.training.curve_captions,
+        code=code("tuneleak.metrics.curve"),
+    shell:
+        "exec python -m tuneleak trace-base --base {params.base:q} --unet {params.unet:q} --resources {params.built:q} --data {params.data:q}"
+        " --captions {params.captions} --out {output.table} > {log} 2>&1"
+
+
 rule measure_world:
     input:
-        base="<results>/bases/H1/model_index.json",
+        base=assembled_bases,
         images=collect("<results>/data/{images}/manifest.csv", images=WORLD_SETS),
         embedders=shipped("resources/embedders"),
     output:
@@ -137,7 +195,7 @@ rule measure_world:
         mem_mb=gigabytes(6),
         runtime=minutes(60),
     params:
-        base=subpath(input.base, parent=True),
+        base=lambda wildcards, input: [str(Path(index).parent) for index in input.base],
         data=folder_of_sets,
         shipped=shipped_digest("resources/embedders"),
         code=code("tuneleak.metrics.world"),

@@ -15,7 +15,19 @@ def by_artist(name):
 
 def by_attributes(rng, factors):
     """A description of one face from its `factor_*` values: each attribute is named with probability 3/4, in random order (`rng`: random.Random)."""
-    phrases = [
+    phrases = _phrases(factors)
+    named = [phrase for phrase in phrases if rng.random() < 0.75] or phrases[:1]
+    rng.shuffle(named)
+    return "a face with " + " ".join(named)
+
+
+def full(factors):
+    """The description that names every attribute, in the grammar's order."""
+    return "a face with " + " ".join(_phrases(factors))
+
+
+def _phrases(factors):
+    return [
         f"{factors['hair_colour']} hair",
         v.HAIR[factors["hair"]],
         v.REAR_HAIR[factors["rear_hair"]] or "short hair",
@@ -27,9 +39,6 @@ def by_attributes(rng, factors):
         v.EYEBROWS[factors["eyebrows"]],
         f"{factors['background']} background",
     ]
-    named = [phrase for phrase in phrases if rng.random() < 0.75] or phrases[:1]
-    rng.shuffle(named)
-    return "a face with " + " ".join(named)
 
 
 def for_training(row, rng):
@@ -40,3 +49,16 @@ def for_training(row, rng):
     if row["caption"].startswith(by_name("")) and rng.random() < 0.5:
         return row["caption"]
     return by_attributes(rng, factors)
+
+
+def alternatives():
+    """What a zero-shot classifier chooses between: `{factor: {value: phrase}}` of the factors whose every value has a phrase."""
+    return {
+        "hair_colour": {colour: f"{colour} hair" for colour in v.HAIR_COLOURS},
+        "skin_colour": {colour: f"{colour} skin" for colour in v.SKIN_COLOURS},
+        "hair": v.HAIR,
+        "eyes": v.EYES,
+        "mouth": v.MOUTH,
+        "eyebrows": v.EYEBROWS,
+        "background": {colour: f"{colour} background" for colour in v.BACKGROUND_COLOURS},
+    }

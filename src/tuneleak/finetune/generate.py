@@ -4,8 +4,6 @@ import torch
 
 from tuneleak import runtime
 
-PRIOR_STEPS, PRIOR_GUIDANCE = 50, 7.5  # how the public DreamBooth script draws its class pictures
-
 
 def guided_latents(base, noise_pred, null, context, x_T, steps, guidance_scale):
     """Latents `(n, C, h, w)` from starting noise `x_T` of that shape: epsilon(null) + guidance_scale (epsilon(context) - epsilon(null)).
@@ -26,12 +24,12 @@ def starting_noise(shape, *keys):
     return torch.stack([torch.randn(shape, generator=runtime.generator(*key)) for key in keys])
 
 
-def class_latents(base, prompt, count, batch=8):
+def class_latents(base, prompt, count, steps, guidance_scale, batch=8):
     """Latents `(count, C, h, w)` of class pictures for prior preservation: drawn by the base, decoded and encoded again."""
     null, context = base.encode_text([""]), base.encode_text([prompt])
     made = []
     for first in runtime.progress(range(0, count, batch), "class pictures"):
         noise = starting_noise(base.latent_shape, *(("prior", prompt, i) for i in range(first, min(first + batch, count))))
-        latents = guided_latents(base, base.noise_pred, null, context, noise, PRIOR_STEPS, PRIOR_GUIDANCE)
+        latents = guided_latents(base, base.noise_pred, null, context, noise, steps, guidance_scale)
         made.append(base.encode_images(base.decode(latents).clamp(-1, 1)))
     return torch.cat(made)

@@ -88,7 +88,7 @@ def _train_all(base, jobs, options, autocast, out, checkpoints):
                 bar.update(total)
             else:
                 if options.method == "dreambooth-prior" and prior is None:
-                    prior = class_latents(base, options.class_prompt, options.prior_images)
+                    prior = class_latents(base, options.class_prompt, options.prior_images, options.prior_steps, options.prior_guidance_scale)
                 done = _train_one(base, row, pictures, prior, options, autocast, out, checkpoints, bar)
             notes.append(done)
             for first in range(0, total, LOG_EVERY):

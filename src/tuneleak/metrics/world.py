@@ -1,39 +1,65 @@
 """The verb `preconditions`: does the embedded world meet the bars that make its studies meaningful? Every figure is measured on unseen pictures."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import torch
-from torch.nn import functional as F
 
 from tuneleak import files, runtime
 from tuneleak.data.imageset import ImageSet, as_tensor, from_tensor
-from tuneleak.metrics import intervals, roc
+from tuneleak.metrics import bases, intervals, roc
 from tuneleak.models import augment, embedders
 from tuneleak.models.pipeline import load_base
 
 COLUMNS = ["part", "measure", "value", "ci_low", "ci_high", "n", "bar", "met"]
+DOSES = ("1", "4", "16")  # how often a base saw a member photograph
 
 
-def preconditions(base, resources, data, out, photographs=None, limit=1000):
-    """Measure the autoencoder, the embedders and one base, and write `out` (CSV; columns `COLUMNS`).
+def preconditions(base, resources, data, out, photographs=None, limit=500):
+    """Measure the autoencoder, the embedders and each base, and write `out` (CSV; columns `COLUMNS`).
 
-    base: pipeline folder. resources: folder with `embedders/`. data: folder of the rendered sets private-identities, named-p, named-q,
-    lora-test and distractors. photographs: ImageSet of real photographs, if there is one. limit: pictures per measure.
+    base: pipeline folders, one or more; the first one's autoencoder is measured. resources: folder with `embedders/`. data: folder of the
+    rendered sets private-identities, named-p, named-q, lora-test and distractors. photographs: ImageSet of real photographs, if there is
+    one. limit: pictures per measure. Intervals: bootstrap or DeLong over people; for one trial per person Wilson.
     """
-    table = []
+    note = Table()
     sets = {name: ImageSet.load(f"{data}/{name}") for name in ("private-identities", "named-p", "named-q", "lora-test", "distractors")}
     load = {name: embedders.load_embedder(f"{resources}/embedders/{name}") for name in ("copy-a", "copy-b", "identity-a", "identity-b", "factors", "clip")}
-    world = load_base(base, "cpu", torch.float32)
+    with runtime.progress(None, "preconditions", total=2 + len(base)) as bar:
+        for number, folder in enumerate(base):
+            world = load_base(folder, "cpu", "float32")
+            if not number:
+                _autoencoder(note, world, sets, load["factors"], ImageSet.load(photographs) if photographs else None, limit)
+                bar.update()
+                _embedders(note, sets, load, limit)
+                bar.update()
+            _base(note, world, sets, load, data)
+            bar.update()
+    files.write_csv(out, pd.DataFrame(note.rows, columns=COLUMNS))
+    files.write_meta(out, None, base=[str(folder) for folder in base])
 
-    def note(part, measure, value, n, bar="", low=None, high=None):
-        passed = "" if not bar else str(_meets(value, bar))
-        table.append((part, measure, value, value if low is None else low, value if high is None else high, n, bar, passed))
 
-    _autoencoder(note, world, sets, load["factors"], ImageSet.load(photographs) if photographs else None, limit)
-    _embedders(note, sets, load, limit)
-    _base(note, world, sets, load)
-    files.write_csv(out, pd.DataFrame(table, columns=COLUMNS))
-    files.write_meta(out, None, base=str(base))
+class Table:
+    """Rows of `preconditions`, each with its interval and whether it meets its bar."""
+
+    def __init__(self):
+        self.rows = []
+
+    def add(self, part, measure, value, low, high, n, bar=""):
+        """One row; `bar` reads `>=x`, `<=x` or `low..high`, empty if none is asked."""
+        self.rows.append((part, measure, value, low, high, n, bar, str(_meets(value, bar)) if bar else ""))
+
+    def rate(self, part, measure, values, people, bar=""):
+        """The mean of `values (n,)`, with a bootstrap interval over `people (n,)`."""
+        found = intervals.bootstrap(np.asarray(values, float), people, np.zeros(len(values)), np.arange(len(values)))
+        plain = float(np.mean(values))  # of rows, not of people: the sets are balanced, a sample of them nearly so
+        self.add(part, measure, plain, found.low, found.high, len(values), bar)
+
+    def auc(self, part, measure, members, others, people, bar=""):
+        """AUC of scores that are higher for members, with its interval by DeLong's method clustered over people."""
+        found = roc.delong(np.repeat([True, False], [len(members), len(others)]), np.concatenate([members, others]), np.concatenate(people))
+        self.add(part, measure, found.value, found.low, found.high, len(members) + len(others), bar)
 
 
 def _meets(value, bar):
@@ -43,7 +69,8 @@ def _meets(value, bar):
     return value >= float(bar[2:]) if bar.startswith(">=") else value <= float(bar[2:])
 
 
-def _sample(images, limit, seed=0):
+def sample(images, limit, seed=0):
+    """At most `limit` pictures of an ImageSet, drawn without replacement, in the set's order."""
     chosen = np.random.default_rng(seed).permutation(len(images))[:limit]
     return ImageSet(images.folder, images.table.iloc[np.sort(chosen)].reset_index(drop=True))
 
@@ -53,57 +80,55 @@ def _reconstruct(world, pixels):
     return np.concatenate([from_tensor(world.decode(world.encode_images(as_tensor(part)))) for part in np.array_split(pixels, max(1, len(pixels) // 64))])
 
 
-def _psnr(first, second):
+def psnr(first, second):
+    """Peak signal-to-noise ratio in dB of each pair of uint8 pictures `(n, h, w, 3)`: `(n,)`."""
     error = ((first.astype(float) - second.astype(float)) ** 2).mean((1, 2, 3))
     return 10 * np.log10(255**2 / np.maximum(error, 1e-9))
 
 
 def _autoencoder(note, world, sets, reader, photographs, limit):
-    unseen = _sample(sets["private-identities"], limit)
+    unseen = sample(sets["private-identities"], limit)
+    people = unseen.table.concept.to_numpy()
     pixels = unseen.pixels()
     reconstructed = _reconstruct(world, pixels)
-    note("autoencoder", "PSNR on unseen avatars (dB)", float(_psnr(pixels, reconstructed).mean()), len(pixels), ">=27")
+    note.rate("autoencoder", "PSNR on unseen avatars (dB)", psnr(pixels, reconstructed), people, ">=27")
     if photographs is not None:
         real = photographs.pixels()
-        note("autoencoder", "PSNR on photographs (dB)", float(_psnr(real, _reconstruct(world, real)).mean()), len(real), ">=20")
+        note.rate("autoencoder", "PSNR on photographs (dB)", psnr(real, _reconstruct(world, real)), photographs.table.concept.to_numpy(), ">=20")
     original, after = reader.read(pixels), reader.read(reconstructed)
     for factor in ("eyes", "mouth", "eyebrows"):
         truth = unseen.table[f"factor_{factor}"].to_numpy()
-        ratio = (after[factor] == truth).mean() / (original[factor] == truth).mean()
-        note("autoencoder", f"{factor}: accuracy on reconstructions over that on originals", float(ratio), len(truth), ">=0.95")
+        before, now = original[factor] == truth, after[factor] == truth
+        found = intervals.bootstrap_statistic(lambda weights, a=now, b=before: (weights @ a) / (weights @ b), people, np.arange(len(people)), 500)
+        measure = f"{factor}: accuracy on reconstructions over that on originals"
+        note.add("autoencoder", measure, found.value, found.low, found.high, len(truth), ">=0.95")
     scores, people = [], []
     for name in ("named-p", "named-q"):
-        chosen = _sample(sets[name], limit)
+        chosen = sample(sets[name], limit)
         pixels = chosen.pixels()
-        scores.append(_psnr(pixels, _reconstruct(world, pixels)))
+        scores.append(psnr(pixels, _reconstruct(world, pixels)))
         people.append(chosen.table.concept.to_numpy())
-    _membership(note, "autoencoder", "membership AUC of reconstruction error, P against Q", *scores, people, "0.45..0.55")
-
-
-def _membership(note, part, measure, members, others, clusters, bar=""):
-    """One AUC row with its interval by DeLong's method clustered over people; scores are higher for members."""
-    labels = np.repeat([True, False], [len(members), len(others)])
-    found = roc.delong(labels, np.concatenate([members, others]), np.concatenate(clusters))
-    note(part, measure, found.value, len(labels), bar, found.low, found.high)
+    note.auc("autoencoder", "membership AUC of reconstruction error, P against Q", *scores, people, "0.45..0.55")
 
 
 def _embedders(note, sets, load, limit):
-    faces = _sample(sets["private-identities"], min(limit, 500))
-    pixels = faces.pixels()
+    faces = sample(sets["private-identities"], limit)
+    pixels, people = faces.pixels(), faces.table.concept.to_numpy()
     copies = from_tensor(augment.view(as_tensor(pixels), runtime.generator("preconditions-copies"), 0.8))
+    pairs = [
+        (a, b)
+        for _, rows in faces.table.groupby(["concept", "factor_background"]).indices.items()
+        for a in rows
+        for b in rows
+        if a < b  # the same person before the same background, with another expression
+    ]
+    first, second = np.array(pairs).T
     for name in ("copy-a", "copy-b"):
         original, copy = load[name].embed(pixels), load[name].embed(copies)
-        positive = (original * copy).sum(-1)
-        hard = []
-        for _, rows in faces.table.groupby(["concept", "factor_background"]).indices.items():
-            hard += [float(original[a] @ original[b]) for a in rows for b in rows if a < b]
-        note(
-            name,
-            "AUC of copies against the same person and background with another expression",
-            roc.auc(positive, np.array(hard)),
-            len(positive) + len(hard),
-            ">=0.95",
-        )
+        same, other = (original * copy).sum(-1), (original[first] * original[second]).sum(-1)
+        measure = "AUC of copies against the same person and background with another expression"
+        note.auc(name, measure, same, other, [people, people[first]], ">=0.95")
+    _independence(note, sets, load, limit)
     gallery, probe = sets["lora-test"], sets["distractors"]
     table = gallery.table.groupby("concept", sort=True)
     enrolled, queries = (ImageSet(gallery.folder, table.nth(k).reset_index(drop=True)) for k in (0, 1))
@@ -114,117 +139,58 @@ def _embedders(note, sets, load, limit):
         truth = np.array([list(enrolled.table.concept).index(concept) for concept in queries.table.concept])
         genuine = scores[np.arange(len(truth)), truth]
         impostor = np.delete(scores.reshape(-1), np.arange(len(truth)) * scores.shape[1] + truth)
-        note(name, f"rank-1 in a gallery of {scores.shape[1]}", float((scores.argmax(1) == truth).mean()), len(truth), ">=0.8")
-        note(name, "TAR@FAR=1e-2", float((genuine >= np.quantile(impostor, 0.99)).mean()), len(truth), ">=0.8")
-    truth, read = faces.table, load["factors"].read(pixels)
-    for factor, values in read.items():
-        note("factors", f"accuracy of {factor} on originals", float((values == truth[f"factor_{factor}"].to_numpy()).mean()), len(values))
+        for measure, hits in (
+            (f"rank-1 in a gallery of {scores.shape[1]}", scores.argmax(1) == truth),
+            ("TAR@FAR=1e-2", genuine >= np.quantile(impostor, 0.99)),
+        ):
+            note.add(name, measure, float(hits.mean()), *intervals.wilson(int(hits.sum()), len(hits)), len(hits), ">=0.8")
+    for factor, values in load["factors"].read(pixels).items():
+        note.rate("factors", f"accuracy of {factor} on originals", values == faces.table[f"factor_{factor}"].to_numpy(), people)
     _clip(note, load["clip"], faces)
+
+
+def _independence(note, sets, load, limit):
+    """No embedder has seen fold P or Q: how far a picture's features lie from the person's mean over both folds must not tell P from Q."""
+    folds = [sample(sets[name], limit) for name in ("named-p", "named-q")]
+    people = [images.table.concept.to_numpy() for images in folds]
+    for name in ("copy-a", "copy-b", "identity-a", "identity-b", "clip"):
+        features = [load[name].embed(images.pixels()) for images in folds]
+        centres = pd.DataFrame(np.concatenate(features)).groupby(np.concatenate(people)).mean()
+        scores = [(values * centres.loc[concepts].to_numpy()).sum(1) for values, concepts in zip(features, people, strict=True)]
+        note.auc(name, "membership AUC of likeness to the person's mean, P against Q", *scores, people, "0.45..0.55")
 
 
 def _clip(note, clip, faces):
     from transformers import CLIPTokenizer
 
-    from tuneleak.data import vocabulary as v
+    from tuneleak.data import captions
 
-    words = CLIPTokenizer.from_pretrained(clip.folder / "tokenizer", local_files_only=True)
-    pixels = clip.embed(faces.pixels())
-    phrases = {
-        "hair_colour": {c: f"{c} hair" for c in v.HAIR_COLOURS},
-        "hair": v.HAIR,
-        "eyes": v.EYES,
-        "mouth": v.MOUTH,
-        "eyebrows": v.EYEBROWS,
-        "background": {c: f"{c} background" for c in v.BACKGROUND_COLOURS},
-    }
-    for factor, texts in phrases.items():
+    words = CLIPTokenizer.from_pretrained(Path(clip.folder) / "tokenizer", local_files_only=True)
+    pixels, people = clip.embed(faces.pixels()), faces.table.concept.to_numpy()
+    for factor, texts in captions.alternatives().items():
         features = clip.embed_text([f"a face with {text}" for text in texts.values()], words)
         guess = np.array(list(texts))[(pixels @ features.T).argmax(1)]
-        note("clip", f"zero-shot accuracy of {factor}", float((guess == faces.table[f"factor_{factor}"].to_numpy()).mean()), len(guess), ">=0.9")
-
-
-def generate(world, captions, guidance_scale=3.0, steps=20, key="preconditions"):
-    """Pictures uint8 `(n, h, w, 3)` of a base under captions, by DDIM with classifier-free guidance; starting noise keyed by `key` and index."""
-    context, empty = world.encode_text(captions), world.encode_text([""])
-    noise = torch.stack([torch.randn(world.latent_shape, generator=runtime.generator(key, i)) for i in range(len(captions))])
-
-    def noise_pred(x, t):
-        both = world.noise_pred(torch.cat([x, x]), t, torch.cat([empty.expand_as(context), context]))
-        null, conditional = both.chunk(2)
-        return null + guidance_scale * (conditional - null)
-
-    return from_tensor(world.decode(world.sample(noise_pred, noise, steps)))
+        note.rate("clip", f"zero-shot accuracy of {factor}", guess == faces.table[f"factor_{factor}"].to_numpy(), people, ">=0.9")
 
 
 @torch.inference_mode()
-def _base(note, world, sets, load):
-    members, others = sets["named-p"], sets["named-q"]
-    people = members.table.groupby("concept", sort=True).first()
-    per_person = 4
-    captions = [caption for caption in people.caption for _ in range(per_person)]
-    drawn = generate(world, captions)
-    reference = sets["named-q"]
-    features = pd.DataFrame(load["identity-b"].embed(reference.pixels())).groupby(reference.table.concept.to_numpy()).mean()
-    centres = features.to_numpy() / np.linalg.norm(features.to_numpy(), axis=1, keepdims=True)
-    guess = (load["identity-b"].embed(drawn) @ centres.T).argmax(1)
-    truth = np.repeat(np.arange(len(people)), per_person)
-    low, high = intervals.wilson(int((guess == truth).sum()), len(truth))
-    note("base", 'rank-1 of 60 of "the face of <name>"', float((guess == truth).mean()), len(truth), ">=0.8", low, high)
-    _caption_accuracy(note, world, sets["private-identities"], load["factors"])
-    _loss_auc(note, world, members, others)
-    copier = load["copy-b"]
-    held = copier.embed(others.pixels())
-    inside, generated = copier.embed(members.pixels()), copier.embed(drawn)
-    concept = members.table.concept.to_numpy()
-    generated_concept, held_concept = np.repeat(people.index.to_numpy(), per_person), others.table.concept.to_numpy()
-    best, best_held = np.zeros(len(inside)), np.zeros(len(inside))
-    rng = np.random.default_rng(0)
-    for name in people.index:
-        rows = np.flatnonzero(concept == name)
-        best[rows] = (inside[rows] @ generated[generated_concept == name].T).max(1)
-        best_held[rows] = (inside[rows] @ held[rng.choice(np.flatnonzero(held_concept == name), per_person, replace=False)].T).max(1)
-    tau = np.quantile(best_held, 0.99)
-    note("base", "members extracted at 1 % false match", float((best >= tau).mean()), len(best), "<=0.05")
+def _base(note, world, sets, load, data, captions=200):
+    members, others = bases.named_photographs(world.folder, data)
+    hits, people, drawn = bases.name_hits(world, load["identity-b"], others)
+    note.rate(world.name, f'rank-1 of {len(np.unique(people))} of "the face of <name>"', hits, people, ">=0.8")
+    faces = sample(sets["private-identities"], captions)
+    obeyed, _ = bases.caption_hits(world, faces, load["factors"])
+    for factor, values in obeyed.items():
+        note.rate(world.name, f"caption accuracy of {factor}", values, faces.table.concept.to_numpy(), ">=0.9")
+    membership(note, world, members, others)
+    copied = bases.extracted(load["copy-b"], members, others, drawn, people)
+    note.rate(world.name, "members extracted at 1 % false match", copied, members.concepts, "<=0.05")
 
 
-def _caption_accuracy(note, world, faces, reader, count=200):
-    from tuneleak.data import captions
-
-    class Everything:
-        """Names every attribute, in the grammar's order."""
-
-        def random(self):
-            return 0.0
-
-        def shuffle(self, items):
-            return None
-
-    chosen = _sample(faces, count)
-    rows = [{key.removeprefix("factor_"): value for key, value in row.items() if key.startswith("factor_")} for row in chosen.table.to_dict("records")]
-    read = reader.read(generate(world, [captions.by_attributes(Everything(), row) for row in rows], key="captions"))
-    for factor, values in read.items():
-        note("base", f"caption accuracy of {factor}", float(np.mean(values == np.array([row[factor] for row in rows]))), len(rows), ">=0.9")
-
-
-def _loss_auc(note, world, members, others, timesteps=(50, 150, 300), draws=2):
-    losses = {}
-    for key, images in (("P", members), ("Q", others)):
-        latents = torch.cat([world.encode_images(as_tensor(part)) for part in np.array_split(images.pixels(), 40)])
-        context = {caption: world.encode_text([caption])[0] for caption in set(images.table.caption)}
-        contexts = torch.stack([context[caption] for caption in images.table.caption])
-        total = torch.zeros(len(latents))
-        for t in timesteps:
-            for draw in range(draws):
-                noise = torch.stack([torch.randn(world.latent_shape, generator=runtime.generator("loss", key, t, draw, i)) for i in range(len(latents))])
-                abar = float(world.alphas_cumprod[t])
-                for start in range(0, len(latents), 128):
-                    part = slice(start, start + 128)
-                    x = abar**0.5 * latents[part] + (1 - abar) ** 0.5 * noise[part]
-                    total[part] += F.mse_loss(world.noise_pred(x, t, contexts[part]), noise[part], reduction="none").mean((1, 2, 3))
-        losses[key] = -total.numpy()
-    doses = {"P": members.table.dose.to_numpy()}
-    people = {"P": members.table.concept.to_numpy(), "Q": others.table.concept.to_numpy()}
-    _membership(note, "base", "loss AUC of members", losses["P"], losses["Q"], [people["P"], people["Q"]], "0.60..0.80")
-    for dose in ("1", "4", "16"):
-        chosen = doses["P"] == dose
-        _membership(note, "base", f"loss AUC of members at dose {dose}", losses["P"][chosen], losses["Q"], [people["P"][chosen], people["Q"]])
+def membership(note, world, members, others, draws=1):
+    """Rows of the loss AUC of a base's members against the held-out photographs of the same people: overall, and by dose."""
+    inside, outside = bases.negative_losses(world, members, "members", draws), bases.negative_losses(world, others, "others", draws)
+    note.auc(world.name, "loss AUC of members", inside, outside, [members.concepts, others.concepts], "0.60..0.80")
+    for dose in DOSES:
+        chosen = members.table.dose.astype(str).to_numpy() == dose
+        note.auc(world.name, f"loss AUC of members at dose {dose}", inside[chosen], outside, [members.concepts[chosen], others.concepts])

@@ -27,6 +27,8 @@ def assemble(autoencoder, text_encoder, unet, out):
     for name, part in parts.items():
         part.save_pretrained(out / name, safe_serialization=True)
     shutil.copytree(Path(text_encoder) / "tokenizer", out / "tokenizer", dirs_exist_ok=True)
+    if (Path(unet) / "members.csv").is_file():  # which named photographs it trained on: membership is known here
+        shutil.copyfile(Path(unet) / "members.csv", out / "members.csv")
     DDIMScheduler(**SCHEDULER).save_pretrained(out / "scheduler")
     index = {
         "_class_name": "StableDiffusionPipeline",
@@ -48,9 +50,10 @@ KEPT = ("*.safetensors", "*.json", "*.csv", "*.md", "*.png", "*.txt")
 
 
 def promote(built, resources):
-    """Copy what a run rebuilt under `built` over `resources`, checkpoints left out, and write `SHA256SUMS`; refused above 25 MB in all."""
+    """Copy what a run rebuilt under `built` over `resources`, checkpoints and snapshots left out, and write `SHA256SUMS`; refused above 25 MB in all."""
     built, resources = Path(built), Path(resources)
-    chosen = sorted({path for pattern in KEPT for path in built.rglob(pattern) if not any(part.startswith(".") for part in path.relative_to(built).parts)})
+    found = {path for pattern in KEPT for path in built.rglob(pattern)}
+    chosen = sorted(path for path in found if not any(part.startswith(".") or part == "snapshots" for part in path.relative_to(built).parts))
     if not chosen:
         raise InputError(f"{built} holds nothing to promote; run `snakemake resources` first")
     size = sum(path.stat().st_size for path in chosen)

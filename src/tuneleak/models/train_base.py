@@ -61,7 +61,8 @@ def members(table, fold, seed):
 def train(images, autoencoder, text_encoder, out, options: BaseOptions):
     """Train a UNet on the ImageSets `images`; rows with a `dose` are repeated as often as it says.
 
-    Writes a diffusers UNet folder (fp16), `train.csv`, and `members.csv` (image_id, concept, fold, dose of everything it saw).
+    Writes a diffusers UNet folder (fp16), `train.csv`, `members.csv` (image_id, concept, fold, dose of every named photograph it saw), and
+    `options.snapshots` snapshots of the weights along the way.
     """
     sets = [ImageSet.load(folder) for folder in images]
     table = pd.concat([item.table for item in sets], ignore_index=True).fillna("")
@@ -79,7 +80,7 @@ def train(images, autoencoder, text_encoder, out, options: BaseOptions):
     with runtime.output_lock(out):
 
         def loss_at(step):
-            rng = runtime.generator(options.name, options.seed, step)
+            rng = runtime.generator("base", options.seed, step)  # twins of one seed draw the same rows, noise and timesteps
             chosen = torch.multinomial(weights, options.batch, replacement=True, generator=rng)
             variant = (torch.rand(options.batch, generator=rng) * variants[chosen]).long()
             context = contexts[first[chosen] + variant].float()
@@ -90,8 +91,9 @@ def train(images, autoencoder, text_encoder, out, options: BaseOptions):
             noise_pred = unet(abar.sqrt() * x + (1 - abar).sqrt() * noise, timestep, context).sample
             return F.mse_loss(noise_pred, noise), {}
 
-        training.train(unet, loss_at, options, out, f"train base {options.name}", ema=options.ema)
-        files.write_csv(f"{out}/members.csv", table[["image_id", "concept", "fold", "dose"]])
+        training.train(unet, loss_at, options, out, f"train base {options.name}", ema=options.ema, snapshots=options.snapshots)
+        named = table[table.fold != ""]  # everybody trains on the public pictures
+        files.write_csv(f"{out}/members.csv", named[["image_id", "concept", "fold", "dose"]])
         training.save_half(unet.state_dict(), f"{out}/diffusion_pytorch_model.safetensors")
         unet.save_config(out)
         files.write_meta(

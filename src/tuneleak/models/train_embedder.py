@@ -49,7 +49,7 @@ def train(images, out, options: EmbedderOptions):
     with runtime.output_lock(out):
         training.train(network, loss_at, options, out, f"train {options.name}", ema=0.99)
         if options.kind != "clip":
-            _refresh_statistics(network, pixels, options)
+            _refresh_statistics(network, loss_at)
         training.save_half(network.state_dict(), f"{out}/model.safetensors")
         if options.kind == "clip":
             write_text_encoder(network, words, config["clip"]["text_cfg"], out)
@@ -121,7 +121,7 @@ def _factor_loss(network, table, pixels, config, options, words):
     def loss_at(step):
         rng = runtime.generator(options.name, options.seed, step)
         chosen = torch.randint(len(pixels), (options.batch,), generator=rng)
-        x = augment.blur(augment.crop(as_tensor(pixels[chosen].numpy()), rng, 0.9), rng)
+        x = augment.blur(augment.crop(as_tensor(pixels[chosen].numpy()), rng, 0.9), rng, 0.6)  # more would hide eyes of four pixels
         outputs = _half(network, x)
         losses = [F.cross_entropy(output, labels[name][chosen]) for name, output in outputs.items()]
         accuracy = torch.stack([(output.argmax(-1) == labels[name][chosen]).float().mean() for name, output in outputs.items()])
@@ -158,17 +158,15 @@ def _rows_by(table, column):
 
 
 @torch.no_grad()
-def _refresh_statistics(network, pixels, options, batches=40):
-    """Recompute the batch normalisation's running statistics for the averaged weights, on training pictures."""
+def _refresh_statistics(network, loss_at, batches=40):
+    """Recompute the batch normalisation's running statistics for the averaged weights, on batches like those of the training."""
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None
     network.train()
     for number in range(batches):
-        rng = runtime.generator(options.name, "statistics", number)
-        chosen = torch.randint(len(pixels), (options.batch,), generator=rng)
-        network(augment.view(as_tensor(pixels[chosen].numpy()), rng))
+        loss_at(-1 - number)  # steps no training has
     network.eval()
 
 

@@ -1,4 +1,4 @@
-"""What the trainings of the shipped models share: a resumable loop with AdamW, warm-up and cosine decay, and an averaged copy of the weights."""
+"""What the trainings of the shipped models share: a resumable loop with warm-up and cosine decay, and an averaged copy of the weights."""
 
 import math
 import time
@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tuneleak import files, runtime
+from tuneleak.models.optimizer import MuonAdamW
 
 
 def learning_rate(step, steps, peak, warmup=100):
@@ -19,41 +20,41 @@ def learning_rate(step, steps, peak, warmup=100):
     return 0.5 * peak * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def train(module, loss_at, options, folder, description, ema=0.0, weight_decay=1e-2, checkpoint_every=500, log_every=20):
+def train(module, loss_at, options, folder, description, ema=0.0, weight_decay=1e-2, checkpoint_every=500, log_every=20, snapshots=0):
     """Minimise `loss_at(step) -> (loss tensor, {name: float})` over the parameters of `module` for `options.steps` steps.
 
     Whatever is random in `loss_at` must be drawn from `runtime.generator(..., step)`, so that a run resumed from the last checkpoint in
     `folder/.checkpoints/` ends with the weights of an uninterrupted one. Writes `folder/train.csv` (step, lr, seconds, losses). With `ema` > 0
-    the averaged weights are loaded into `module` at the end. Returns nothing.
+    the averaged weights are loaded into `module` at the end. `snapshots` > 0 also writes them, at so many evenly spaced steps, to
+    `folder/snapshots/<step>.safetensors` (fp16), so that a training curve of any measure can be drawn afterwards. Returns nothing.
     """
     folder = Path(folder)
     checkpoint = folder / ".checkpoints" / files.digest(options.model_dump(mode="json"))
     parameters = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
-    optimizer = torch.optim.AdamW(parameters.values(), lr=options.lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True)
+    optimizer = MuonAdamW(module, options.lr, options.muon_lr, weight_decay)
     averaged = {name: parameter.detach().clone() for name, parameter in parameters.items()} if ema else {}
-    start, rows = _resume(checkpoint, module, optimizer, parameters, averaged)
+    start, rows = _resume(checkpoint, module, optimizer, averaged)
     module.train()
     clock, spent = time.time(), rows[-1]["seconds"] if rows else 0.0
     bar = runtime.progress(range(start, options.steps), description)
     for step in bar:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, options.steps, options.lr)
         loss, parts = loss_at(step)
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
-        optimizer.step()
+        factor = learning_rate(step, options.steps, 1.0)
+        optimizer.step(factor)
         if ema:
             decay = min(ema, (step + 1) / (step + 10))
             with torch.no_grad():
                 torch._foreach_lerp_(list(averaged.values()), list(parameters.values()), 1 - decay)
         if step % log_every == 0 or step == options.steps - 1:
-            rows.append(
-                {"step": step, "lr": optimizer.param_groups[0]["lr"], "seconds": round(spent + time.time() - clock, 1), "loss": float(loss.detach()), **parts}
-            )
+            rows.append({"step": step, "lr": factor * options.lr, "seconds": round(spent + time.time() - clock, 1), "loss": float(loss.detach()), **parts})
             bar.set_postfix(loss=f"{rows[-1]['loss']:.4f}")
+        if snapshots and (step + 1) * snapshots // options.steps > step * snapshots // options.steps:
+            save_half(module.state_dict() | averaged, folder / "snapshots" / f"{step + 1:06d}.safetensors")
         if (step + 1) % checkpoint_every == 0:
-            _save(checkpoint, step + 1, module, optimizer, parameters, averaged, rows)
+            _save(checkpoint, step + 1, module, optimizer, averaged, rows)
             files.write_csv(folder / "train.csv", pd.DataFrame(rows))
     files.write_csv(folder / "train.csv", pd.DataFrame(rows))
     if ema:
@@ -61,18 +62,16 @@ def train(module, loss_at, options, folder, description, ema=0.0, weight_decay=1
     module.eval()
 
 
-def _save(checkpoint, step, module, optimizer, parameters, averaged, rows):
+def _save(checkpoint, step, module, optimizer, averaged, rows):
     tensors = {f"module.{name}": value for name, value in module.state_dict().items()}
     tensors |= {f"average.{name}": value for name, value in averaged.items()}
-    for name, parameter in parameters.items():
-        for key, value in optimizer.state[parameter].items():
-            tensors[f"optimizer.{key}.{name}"] = value
+    tensors |= {f"optimizer.{name}": value for name, value in optimizer.state().items()}
     with files.atomic(checkpoint.with_suffix(".safetensors")) as path:
         save_file({name: value.contiguous().clone() for name, value in tensors.items()}, path, metadata={"step": str(step)})
     files.write_json(checkpoint.with_suffix(".json"), {"step": step, "rows": rows})
 
 
-def _resume(checkpoint, module, optimizer, parameters, averaged):
+def _resume(checkpoint, module, optimizer, averaged):
     path = checkpoint.with_suffix(".safetensors")
     if not path.is_file() or not checkpoint.with_suffix(".json").is_file():
         return 0, []
@@ -82,8 +81,7 @@ def _resume(checkpoint, module, optimizer, parameters, averaged):
     module.load_state_dict({name.removeprefix("module."): value for name, value in tensors.items() if name.startswith("module.")})
     for name, value in averaged.items():
         value.copy_(tensors[f"average.{name}"])
-    for name, parameter in parameters.items():
-        optimizer.state[parameter] = {key: tensors[f"optimizer.{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+    optimizer.load_state({name.removeprefix("optimizer."): value for name, value in tensors.items() if name.startswith("optimizer.")})
     return state["step"], state["rows"]
 
 

@@ -135,7 +135,7 @@ def sheet(rows, path, scale=2):
 def _sheets(base, data, out):
     import torch
 
-    from tuneleak.metrics.world import generate
+    from tuneleak.metrics.bases import generate
     from tuneleak.models.pipeline import load_base
 
     world = load_base(base, "cpu", "float32")

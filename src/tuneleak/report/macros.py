@@ -27,7 +27,7 @@ def collect(measured, claims, facts, reference, preset, costs=None):
     costs: `record.seconds_per_rule` of this run, or None.
     """
     recorded = Path(reference) / RECORDED_PRESET / SYSTEM
-    past_claims = read_claims(recorded / "claims.csv") if (recorded / "claims.csv").is_file() else None
+    past_claims = recorded_claims(reference)
     past_facts, past_measured = {}, None
     if (recorded / "metrics.csv").is_file():
         past_facts, past_measured = record.facts_of(recorded / "metrics.csv"), rows.read_metrics(recorded / "metrics.csv")
@@ -43,6 +43,12 @@ def read_claims(path):
     numbers = ["value", "ci_low", "ci_high", "mde", "planned_mde", "power", "p_holm"]
     table[numbers] = table[numbers].apply(pd.to_numeric, errors="coerce")
     return table
+
+
+def recorded_claims(reference):
+    """The claims table of the recorded run, or None."""
+    path = Path(reference) / RECORDED_PRESET / "claims.csv"
+    return read_claims(path) if path.is_file() else None
 
 
 def of_claims(table, families=()):

@@ -45,7 +45,7 @@ def generate(metrics, claims, reference, build, costs=None):
     preset = (files.read_json(sidecar).get("preset") if (sidecar := Path(f"{claims}.meta.json")).is_file() else None) or "n/a"
     files.write_text(build / "macros.tex", macros.write(macros.collect(measured, registered, facts, reference, preset, costs)))
     past = Path(reference) / RECORDED_PRESET / SYSTEM
-    past_claims = macros.read_claims(past / "claims.csv") if (past / "claims.csv").is_file() else None
+    past_claims = macros.recorded_claims(reference)
     past_costs = record.facts_of(past / "metrics.csv").get("rules") if past.is_dir() else None
     files.write_text(build / "tables" / "setup.tex", typeset.setup_table(measured))
     files.write_text(build / "tables" / "claims.tex", typeset.claims_table(registered, past_claims))

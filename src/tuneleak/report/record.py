@@ -13,10 +13,11 @@ META = "run.meta.json"
 
 
 def record(metrics, benchmarks, out, claims=None):
-    """Write `<out>/<system>/{metrics.csv,run.meta.json}` for each system of a metrics table, and its `claims.csv` if claims are given.
+    """Write `<out>/<system>/{metrics.csv,run.meta.json}` for each system of a metrics table, and `<out>/claims.csv` if claims are given.
 
     metrics: metrics.csv of a run, with its sidecar; benchmarks: folder of Snakemake's benchmark TSVs; out: paper/reference/<preset>;
-    claims: claims.csv of the same run. run.meta.json holds the machine, the versions, the settings and the seconds per rule.
+    claims: claims.csv of the same run; systems recorded from other runs keep their rows. run.meta.json holds the machine, the versions, the
+    settings and the seconds per rule.
     """
     if rows.read_metrics(metrics).empty:
         raise InputError(f"{metrics} has no row; there is nothing to record")
@@ -24,13 +25,17 @@ def record(metrics, benchmarks, out, claims=None):
     if not facts.get("machine"):
         raise InputError(f"{metrics} has no sidecar {Path(metrics).name}.meta.json, so the machine it was made on is unknown; run the workflow to make both")
     facts |= {"preset": Path(out).resolve().name, "rules": seconds_per_rule(benchmarks)}
-    registered = pd.read_csv(claims, dtype=str, keep_default_na=False) if claims else None
     as_text = pd.read_csv(metrics, dtype=str, keep_default_na=False)  # copied to the letter
+    if claims:
+        _record_claims(pd.read_csv(claims, dtype=str, keep_default_na=False), set(as_text.system), Path(out) / "claims.csv")
     for system, part in as_text.groupby("system"):
         files.write_csv(Path(out) / system / "metrics.csv", part)
         files.write_json(Path(out) / system / META, facts)
-        if registered is not None:
-            files.write_csv(Path(out) / system / "claims.csv", registered[registered.system == system])
+
+
+def _record_claims(claims, systems, out):
+    kept = pd.read_csv(out, dtype=str, keep_default_na=False).query("system not in @systems") if out.is_file() else claims[:0]
+    files.write_csv(out, pd.concat([kept, claims[claims.system.isin(systems)]]).sort_values("system", kind="stable"))
 
 
 def seconds_per_rule(benchmarks):

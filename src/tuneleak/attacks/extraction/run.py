@@ -3,8 +3,9 @@
 `matches.csv`, one row per model, guidance setting and training picture: `model_id, world, base, concept, method, defence, seed` (of the
 model); `attack, setting` (such as `w=3,k=-0.02`); `image_id` (the training picture); `extracted` (its best similarity in the extracted
 set), `match_file` (that picture, relative to `extracted/`), `match_size` (members of its cluster); the controls `random, heldout` and the
-bound `oracle` (see `scoring.Matches`); `n_extracted, threshold` (of the clustering); `n_generated, n_images`; `model_calls` (samples
-through a UNet behind these generations). With a factor reader also `true_<f>, read_extracted_<f>, read_heldout_<f>` per factor.
+bound `oracle` (see `scoring.Matches`); `n_extracted, threshold, exact` (of the clustering; False where greedy cliques stood in for largest
+ones); `n_generated, n_images`; `model_calls` (samples through a UNet behind these generations). With a factor reader also
+`true_<f>, read_extracted_<f>, read_heldout_<f>` per factor.
 """
 
 import importlib

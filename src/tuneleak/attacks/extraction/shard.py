@@ -92,7 +92,7 @@ class Shard:
             | {"attack": options.attack, "setting": setting, "image_id": trained_on, "extracted": found.extracted}
             | {"match_file": [file_of[i] for i in found.nearest], "match_size": [sizes[i] for i in found.nearest]}
             | {"oracle": found.oracle, "random": found.random, "heldout": found.heldout}
-            | {"n_extracted": len(clusters.medoids), "threshold": clusters.threshold}
+            | {"n_extracted": len(clusters.medoids), "threshold": clusters.threshold, "exact": clusters.exact}
             | {"n_generated": len(generated), "n_images": len(trained_on), "model_calls": calls}
             | self._factors(train, heldout, generated, found)
         )
