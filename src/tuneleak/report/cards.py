@@ -16,6 +16,7 @@ PARTS = {
     "their captions; shared by every base and frozen. Neither fold P nor fold Q was seen.",
     "bases/H1": "UNet2DConditionModel (diffusers), half width. Trained on public faces, public artists and fold P of the named people, each photograph "
     "of fold P repeated 1, 4 or 16 times by lot.",
+    "bases/H1-twin": "The same as H1 in everything but the fold: it trained on fold Q, so every named photograph is a member of one of the two.",
     "embedders/copy-a": "Copy embedder of the clustering (stands in for SSCD).",
     "embedders/copy-b": "Copy embedder of the scores: other seed and width than copy-a.",
     "embedders/identity-a": "Identity embedder that attacks may use: trained on the even half of the public faces.",
@@ -35,6 +36,9 @@ def cards(base, resources, data, preconditions, options: PopulationOptions):
     files.write_text(resources / "MODEL_CARD.md", _model_card(resources, measured))
     files.write_text(resources / "DATA_CARD.md", _data_card(options))
     _sheets(base, data, resources / "sheets")
+    _nearest(base, resources, data, resources / "sheets" / "nearest.png")
+    for curve in sorted(resources.glob("bases/*/curve.csv")):
+        _draw_curve(pd.read_csv(curve), resources / "sheets" / f"curve-{curve.parent.name}.png")
 
 
 def _model_card(resources, measured):
@@ -72,7 +76,11 @@ def _model_card(resources, measured):
         interval = "" if row.ci_low == row.value else f"{float(row.ci_low):.3f} to {float(row.ci_high):.3f}"
         met = {"": "", "True": "yes", "False": "**no**"}[str(row.met)]
         lines.append(f"| {row.part} | {row.measure} | {float(row.value):.3f} | {interval} | {row.n} | {row.bar} | {met} |")
-    lines += ["", "`sheets/` shows reconstructions beside originals, and samples of the base beside photographs it trained on and photographs it did not."]
+    lines += [
+        "",
+        "`sheets/` shows reconstructions beside originals, samples of the base beside photographs it trained on and photographs it did not (named.png),",
+        "samples above the nearest photograph it trained on and the nearest it did not (nearest.png), and each base's training curve.",
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -152,3 +160,47 @@ def _sheets(base, data, out):
     with torch.inference_mode():
         drawn = [generate(world, captions, key=f"sheet-{number}") for number in range(3)]
     sheet([trained, unseen, *drawn], out / "named.png")
+
+
+def _nearest(base, resources, data, path):
+    """Samples of named people over the nearest member and the nearest held-out photograph of the person, by copy-b."""
+    import torch
+
+    from tuneleak.metrics import bases
+    from tuneleak.models.embedders import load_embedder
+    from tuneleak.models.pipeline import load_base
+
+    world, copier = load_base(base, "cpu", "float32"), load_embedder(resources / "embedders" / "copy-b")
+    sides = bases.named_photographs(base, data)
+    people = np.unique(sides[0].concepts)[:10]
+    captions = sides[0].table.groupby("concept").caption.first()[people]
+    with torch.inference_mode():
+        drawn = bases.generate(world, list(captions), key="nearest")
+    features, rows = copier.embed(drawn), [drawn]
+    for side in sides:
+        known = copier.embed(side.pixels)
+        similarity = np.where(side.concepts[None] == people[:, None], features @ known.T, -2)
+        rows.append(side.pixels[similarity.argmax(1)])
+    sheet(rows, path)
+
+
+def _draw_curve(table, path):
+    """A base's training curve: obedience, quality, and loss AUC by dose, against steps; bands are the intervals."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 3), layout="constrained")
+    panels = figure.subplots(1, 3)
+    groups = {
+        "accuracy": ["caption accuracy", "name accuracy"],
+        "KID": ["KID"],
+        "loss AUC": sorted(table.measure[table.measure.str.startswith("loss")].unique()),
+    }
+    for panel, (label, measures) in zip(panels, groups.items(), strict=True):
+        for measure in measures:
+            part = table[table.measure == measure]
+            panel.plot(part.step, part.value, marker="o", markersize=3, label=measure.removeprefix("loss AUC, "))
+            panel.fill_between(part.step, part.ci_low, part.ci_high, alpha=0.15)
+        panel.set(xlabel="optimiser step", ylabel=label)
+        panel.legend(frameon=False, fontsize=8)
+    with files.atomic(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
