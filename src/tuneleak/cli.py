@@ -4,6 +4,7 @@ from tuneleak.command import Argument, Verb, build_parser, run
 from tuneleak.options import (
     AutoencoderOptions,
     BaseOptions,
+    CollectOptions,
     EmbedderOptions,
     EvaluateOptions,
     ExtractionOptions,
@@ -120,6 +121,13 @@ VERBS = [
         "tuneleak.finetune.loop:finetune",
         [BASE, IMAGES, WORLD, Argument("--split", "tune or test", kind=str), START, STOP, OUT, DEVICE, DTYPE],
         FinetuneOptions,
+    ),
+    Verb(
+        "collect-weights",
+        "Train the LoRAs of many concepts side by side: a data set of weights.",
+        "tuneleak.finetune.many:collect",
+        [BASE, IMAGES, WORLD, Argument("--split", "tune or test (default: all)", required=False, kind=str), START, STOP, OUT, DEVICE, DTYPE],
+        CollectOptions,
     ),
     Verb(
         "attack extraction",

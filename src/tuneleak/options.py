@@ -137,6 +137,19 @@ class FinetuneOptions(Options):
     checkpoint_every: Positive = Field(100, description="steps between checkpoints")
 
 
+class CollectOptions(Options):
+    """Training many LoRAs at once: a data set of weights."""
+
+    recipe: FinetuneOptions = Field(FinetuneOptions(), description="how each of them is trained (method lora)")
+    models_at_once: Positive = Field(16, description="models that share one forward call of the frozen UNet")
+    snapshot_every: Count = Field(0, description="steps between kept weights (0: only the last are kept)")
+    initial: bool = Field(False, description="also keep the weights before the first step")
+    image_counts: list[Positive] = Field([], description="training pictures of one concept after another, in turn (empty: the recipe's)")
+    steps: Literal["total", "per-image"] = Field("total", description="what is the same for every number of pictures: all steps, or those per picture")
+    skip_images: Count = Field(0, description="training pictures of a concept that are passed over: a second set of the same person")
+    trigger: str = Field("", description="caption with a random word in place of {word} (empty: the pictures' own)")
+
+
 class ClusterOptions(Options):
     """Clustering of generations into candidate training pictures."""
 

@@ -56,10 +56,10 @@ def plan(images, world, split, start, stop, options):
         raise InputError("dreambooth-prior needs class_prompt (say 'a face') and prior_images (1 or more)")
     jobs = []
     for concept in chosen:
-        pool = pictures.where(concept=concept, fold="train")
+        pool = pictures.where(concept=concept, fold=["train", ""])  # a set without folds is all there to train on
         count = options.images_per_concept
         if len(pool) < count:
-            raise InputError(f"concept {concept!r} of {images.folder} has {len(pool)} pictures in fold 'train', but images_per_concept is {count}")
+            raise InputError(f"concept {concept!r} of {images.folder} has {len(pool)} training pictures, but images_per_concept is {count}")
         chosen_pictures = ImageSet(images.folder, pool.table[:count].reset_index(drop=True))
         captions = chosen_pictures.table.caption.unique()
         if len(captions) > 1:

@@ -23,7 +23,7 @@ class Batch:
 
 def add_noise(latents, noise, timesteps, alphas_cumprod):
     """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) epsilon; alphas_cumprod `(T,)`, timesteps `(n,)`."""
-    signal, spread = _coefficients(timesteps, alphas_cumprod, latents.device)
+    signal, spread = _coefficients(timesteps, alphas_cumprod, latents)
     return signal * latents + spread * noise
 
 
@@ -32,18 +32,19 @@ def training_target(latents, noise, timesteps, alphas_cumprod, prediction_type):
     if prediction_type == "epsilon":
         return noise
     if prediction_type == "v_prediction":
-        signal, spread = _coefficients(timesteps, alphas_cumprod, latents.device)
+        signal, spread = _coefficients(timesteps, alphas_cumprod, latents)
         return signal * noise - spread * latents
     raise ValueError(f"prediction_type {prediction_type!r} is neither epsilon nor v_prediction")
 
 
 def denoising_errors(unet, batch, alphas_cumprod, prediction_type="epsilon", autocast=False):
-    """Mean squared error of each sample, `(n,)` float32; `autocast`: run the network in bfloat16 (the loss never is)."""
+    """Mean squared error of each sample, `(n,)` float32 (float64 if the network is); `autocast`: run the network in bfloat16 (the loss never is)."""
     x_t = add_noise(batch.latents, batch.noise, batch.timesteps, alphas_cumprod)
     with torch.autocast(x_t.device.type, dtype=torch.bfloat16) if autocast else contextlib.nullcontext():
         output = unet(x_t, batch.timesteps, encoder_hidden_states=batch.context, return_dict=False)[0]
     target = training_target(batch.latents, batch.noise, batch.timesteps, alphas_cumprod, prediction_type)
-    return (output.float() - target).square().flatten(1).mean(1)
+    full = torch.promote_types(output.dtype, torch.float32)
+    return (output.to(full) - target).square().flatten(1).mean(1)
 
 
 def training_step(unet, parameters, optimizer, batch, alphas_cumprod, prediction_type="epsilon", max_grad_norm=1.0, autocast=False):
@@ -59,7 +60,7 @@ def training_step(unet, parameters, optimizer, batch, alphas_cumprod, prediction
     return loss.detach()
 
 
-def _coefficients(timesteps, alphas_cumprod, device):
-    """sqrt(abar_t) and sqrt(1 - abar_t) as float32 `(n, 1, 1, 1)`, computed in the precision of the table."""
+def _coefficients(timesteps, alphas_cumprod, like):
+    """sqrt(abar_t) and sqrt(1 - abar_t) `(n, 1, 1, 1)`, computed in the precision of the table and given in that of the tensor `like`."""
     tables = (alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt())
-    return [table.float().to(device)[timesteps].view(-1, 1, 1, 1) for table in tables]
+    return [table.to(like.dtype).to(like.device)[timesteps].view(-1, 1, 1, 1) for table in tables]
