@@ -24,6 +24,10 @@ wildcard_constraints:
     embedder=one_of(study.training.embedders),
     unet=one_of(study.training.bases),
     split="tune|test",
+    encoder="[a-z0-9-]+",
+    knows=one_of(weights_defences()),
+    defence=one_of(weights_defences()),
+    steps="total|per-image",
     shard="[0-9]+",
 
 
@@ -31,6 +35,7 @@ include: "workflow/rules/data.smk"
 include: "workflow/rules/bases.smk"
 include: "workflow/rules/finetune.smk"
 include: "workflow/rules/extraction.smk"
+include: "workflow/rules/weights.smk"
 include: "workflow/rules/metrics.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/resources.smk"

@@ -14,7 +14,7 @@ def budget(configuration="config.yaml", overlay=None):
     study = load(configuration, overlay)
     total = 0
     print(f"preset {study.preset}: UNet calls on one sample (a training step counts as {TRAINING_CALLS} calls per sample)")
-    for row in rows(study):
+    for row in [*rows(study), *weights_rows(study)]:
         total += row["training"] + row["sampling"]
         print(f"  {row['world']:12s} {row['method']:18s} {row['models']:4d} models  training {row['training']:12,d}  sampling {row['sampling']:12,d}")
     print(f"  total {total:,d}")
@@ -52,6 +52,35 @@ def rows(study):
         tuned = sum(_calls(knobs.tune_generations_per_image, knobs.steps, grid.attack) * len(grid.guidance) for grid in knobs.grid)
         sampling = options.images_per_concept * (models["test"] * tested + models["tune"] * tuned)
         yield {"world": recipe.world, "method": options.method, "models": sum(models.values()), "training": training, "sampling": sampling}
+
+
+def weights_rows(study):
+    """One dict of the weights study: models (all LoRAs), training calls (of LoRAs and encoders) and sampling calls (attacks and update matching)."""
+    knobs, recipe = study.lora_weights, study.lora_weights.recipe
+    victims, seeds = knobs.test_people, len(recipe.seeds)
+    steps = recipe.steps_per_image * recipe.images_per_concept
+    sizes = [knobs.sizes.image_counts[number % len(knobs.sizes.image_counts)] for number in range(knobs.sizes.people * seeds)]
+    size_steps = sum(steps * len(sizes) if kind == "total" else recipe.steps_per_image * sum(sizes) for kind in knobs.sizes.steps)
+    models = (knobs.train_people + 2 * victims) * seeds
+    plans = {plan.name: plan.options for plan in knobs.encoders}
+    adapted = [plans[name] for name in ("spectral", "autoencoder") if name in plans] * len(knobs.adaptive)
+    encoders = sum(options.steps * options.batch for options in [*plans.values(), *adapted] if options.attack != "linear")
+    per_draw = victims * seeds * knobs.run.pictures * knobs.run.steps * 2
+    draws = sum(_draws(options, knobs.run.controls) for options in plans.values()) + 4.5 * knobs.run.controls + 1  # unconditional: one branch of two
+    named = sum(name in plans for name in ("spectral", "autoencoder", "constant"))
+    draws += (named + 1) * len(knobs.transforms) + len(adapted)
+    matching = victims * seeds * knobs.run.matching_steps * knobs.run.matching_batch * TRAINING_CALLS if knobs.run.controls else 0
+    yield {
+        "world": knobs.world, "method": recipe.method, "models": models + len(sizes) * len(knobs.sizes.steps),
+        "training": TRAINING_CALLS * (recipe.batch * (models * steps + size_steps) + encoders), "sampling": int(per_draw * draws) + matching,
+    }  # fmt: skip
+
+
+def _draws(options, controls):
+    """Settings in which pictures are drawn for an encoder: itself, the second sets, and four controls."""
+    if options.attack == "linear":
+        return 0
+    return 2 + 4 * (controls and options.attack != "constant" and options.examples == "all")
 
 
 def _calls(generations_per_image, steps, attack):

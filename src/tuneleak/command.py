@@ -42,16 +42,18 @@ class Verb:
 
 
 def build_parser(program, description, verbs):
-    """An argparse parser for all `verbs`; a verb of two words becomes a sub-command of a sub-command."""
+    """An argparse parser for all `verbs`; a verb of several words becomes a sub-command of sub-commands."""
     parser = argparse.ArgumentParser(prog=program, description=description)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     groups = {(): parser.add_subparsers(title="verbs", metavar="VERB", required=True)}
     for verb in verbs:
         *prefix, last = verb.name.split()
         prefix = tuple(prefix)
-        if prefix not in groups:
-            group = groups[()].add_parser(prefix[0], help=f"{prefix[0]} ...: see `{program} {prefix[0]} --help`")
-            groups[prefix] = group.add_subparsers(title="verbs", metavar="VERB", required=True)
+        for length in range(1, len(prefix) + 1):
+            shorter, words = prefix[: length - 1], " ".join(prefix[:length])
+            if prefix[:length] not in groups:
+                group = groups[shorter].add_parser(prefix[length - 1], help=f"{words} ...: see `{program} {words} --help`")
+                groups[prefix[:length]] = group.add_subparsers(title="verbs", metavar="VERB", required=True)
         sub = groups[prefix].add_parser(last, help=verb.help, description=verb.help, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         for argument in verb.arguments:
             shape = {"action": "store_true"} if argument.kind is bool else {"type": argument.kind, "nargs": "+" if argument.many else None}

@@ -12,6 +12,7 @@ from tuneleak.options import (
     AutoencoderOptions,
     BaseOptions,
     ClusterOptions,
+    CollectOptions,
     Count,
     EmbedderOptions,
     EvaluateOptions,
@@ -22,6 +23,10 @@ from tuneleak.options import (
     Options,
     PopulationOptions,
     Positive,
+    SizeOptions,
+    TransformOptions,
+    WeightsRunOptions,
+    WeightsTrainOptions,
 )
 
 
@@ -160,6 +165,47 @@ class Training(Options):
     curve_captions: Positive = Field(description="pictures drawn per snapshot of a base's training curve")
 
 
+class EncoderPlan(Options):
+    """An encoder of weights under its name in the tables."""
+
+    name: str = Field(description="name: spectral and autoencoder, their controls, or one of your own")
+    options: WeightsTrainOptions = Field(description="how it is trained")
+
+
+class SizePlan(Options):
+    """Recovery of the number of training pictures."""
+
+    people: Positive = Field(description="people, each with one number of pictures")
+    image_counts: list[Positive] = Field(description="numbers of pictures, in turn")
+    steps: list[Literal["total", "per-image"]] = Field(description="what is the same for all numbers of pictures; one data set each")
+    options: SizeOptions = Field(description="the classifier")
+
+
+class LoraWeights(Options):
+    """The study of what LoRA weights alone reveal."""
+
+    base: str = Field(description="base that is fine-tuned")
+    world: str = Field(description="name of the world in the tables")
+    train_images: str = Field(description="image set of the attacker's people")
+    test_images: str = Field(description="image set of the victims")
+    distractors: str = Field(description="image set of further people of the gallery")
+    identity_a: str = Field(description="identity embedder the attacks train with")
+    identity_b: str = Field(description="identity embedder that judges")
+    factors: bool = Field(description="whether true factors are known, so that leaked bits can be measured")
+    train_people: Positive = Field(description="people whose LoRAs train the attacks")
+    test_people: Positive = Field(description="people whose LoRAs are attacked")
+    shard_people: Positive = Field(description="people per job of collect-weights")
+    recipe: FinetuneOptions = Field(description="how victims, and the attacker's models, are fine-tuned (method lora)")
+    collect: CollectOptions = Field(description="the attacker's data set of weights; its recipe is the one above")
+    encoders: list[EncoderPlan] = Field(description="attacks and controls that are trained")
+    trunk: str = Field("", description="CLIP text encoder of the paper's attack (empty: the base's own)")
+    run: WeightsRunOptions = Field(description="the attacks on the victims")
+    transforms: list[TransformOptions] = Field(description="changes made to the victims' weights, each attacked")
+    adaptive: list[str] = Field(description="transforms (kind, or kind-strength) against which attackers train anew who know them")
+    sizes: SizePlan = Field(description="recovery of the number of training pictures")
+    evaluate: EvaluateOptions = Field(description="metrics and intervals")
+
+
 class Config(Options):
     """config.yaml."""
 
@@ -178,6 +224,7 @@ class Config(Options):
     worlds: list[World] = Field(description="worlds to fine-tune in")
     finetune: list[Recipe] = Field(description="fine-tuning recipes")
     finextract: Finextract = Field(description="the FineXtract study")
+    lora_weights: LoraWeights = Field(description="the study of LoRA weights")
 
     @model_validator(mode="after")
     def _names_exist(self):
@@ -196,10 +243,28 @@ class Config(Options):
             for name in names:
                 if name not in images:
                     raise ValueError(f"training.{group}: {name!r} is not in `images`")
+        self._weights_study_fits(images, bases)
         self._names_are_unique()
         self._guidance_is_complete()
         self._fits_the_machine()
         return self
+
+    def _weights_study_fits(self, images, bases):
+        knobs = self.lora_weights
+        for key in ("train_images", "test_images", "distractors"):
+            if getattr(knobs, key) not in images:
+                raise ValueError(f"lora_weights.{key}: {getattr(knobs, key)!r} is not in `images`")
+        if knobs.base not in bases:
+            raise ValueError(f"lora_weights.base: {knobs.base!r} is not in `bases`")
+        names = [plan.name for plan in knobs.encoders]
+        for name in names:
+            if names.count(name) > 1 or not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name):
+                raise ValueError(f"lora_weights.encoders: {name!r} occurs twice or is no name of small letters, digits and hyphens")
+        if knobs.recipe.method != "lora":
+            raise ValueError(f"lora_weights.recipe: the weights attacks are about LoRAs of the UNet; method is {knobs.recipe.method!r}, not 'lora'")
+        unknown = set(knobs.adaptive) - {item.name for item in knobs.transforms}
+        if unknown:
+            raise ValueError(f"lora_weights.adaptive: {sorted(unknown)[0]!r} is none of the transforms {[item.name for item in knobs.transforms]}")
 
     def _names_are_unique(self):
         groups = {"images": self.images, "bases": self.bases, "worlds": self.worlds}

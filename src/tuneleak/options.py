@@ -3,6 +3,7 @@
 Nothing heavy is imported here, so that Snakemake can read it while it parses.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,6 +19,12 @@ def _attacks(family):
     """The attacks of a family are its modules that define `setting`; they are read, not imported, because importing one takes torch."""
     modules = sorted((Path(__file__).parent / "attacks" / family).glob("*.py"))
     return [module.stem.replace("_", "-") for module in modules if "\ndef setting(" in module.read_text(encoding="utf-8")]
+
+
+def _kinds():
+    """The weight transforms, by their functions `<kind>_transform`; read like the attacks."""
+    text = (Path(__file__).parent / "defences" / "transforms.py").read_text(encoding="utf-8")
+    return re.findall(r"^def (\w+)_transform\(", text, re.MULTILINE)
 
 
 Attack = Literal[*_attacks("extraction")]
@@ -148,6 +155,69 @@ class CollectOptions(Options):
     steps: Literal["total", "per-image"] = Field("total", description="what is the same for every number of pictures: all steps, or those per picture")
     skip_images: Count = Field(0, description="training pictures of a concept that are passed over: a second set of the same person")
     trigger: str = Field("", description="caption with a random word in place of {word} (empty: the pictures' own)")
+
+
+class TransformOptions(Options):
+    """A change to finished weights."""
+
+    kind: Literal[*_kinds()] = Field("none", description="what is done to the weights")
+    strength: float = Field(0.0, ge=0, description="noise: relative deviation; quantise: bits; truncate: rank kept; gauge: condition number")
+    seed: int = Field(0, description="seed of whatever is drawn")
+
+    @property
+    def name(self):
+        """What tables and folders call it: the kind, and the strength unless that is 0; "none" for no change."""
+        kind = self.kind.replace("_", "-")
+        return f"{kind}-{self.strength:g}" if self.strength else kind
+
+
+class WeightsTrainOptions(Options):
+    """Training of one encoder of weights."""
+
+    attack: Literal["spectral", "autoencoder", "constant", "linear"] = Field("spectral", description="ours, the paper's, or a control that trains alike")
+    examples: Literal["all", "final"] = Field("all", description="examples: every kept step of a fine-tune, or its final weights only")
+    steps: Positive = Field(400, description="optimiser steps of the encoder")
+    batch: Positive = Field(16, description="models per step, one UNet call each")
+    lr: Rate = Field(1e-3, description="peak learning rate of AdamW (warm-up, then cosine to zero)")
+    weight_decay: float = Field(1e-2, ge=0, description="decoupled weight decay of AdamW")
+    denoise_weight: float = Field(1.0, ge=0, description="weight of the denoising loss under z")
+    kl_weight: float = Field(0.0, ge=0, description="weight of the KL term per number of z (autoencoder; 0 in the public code)")
+    identity_weight: float = Field(1.0, ge=0, description="weight of the cosine to the identity embedding (spectral)")
+    contrast_weight: float = Field(0.2, ge=0, description="weight of InfoNCE over the people of a batch (spectral)")
+    temperature: Rate = Field(0.1, description="temperature of InfoNCE")
+    width: Positive = Field(128, description="width of the transformer (spectral)")
+    depth: Positive = Field(2, description="layers of the transformer (spectral)")
+    probes: Positive = Field(32, description="probes of each layer's update (spectral)")
+    basis: Positive = Field(32, description="directions of z (spectral)")
+    dropout: Fraction = Field(0.1, description="dropout of the transformer (spectral)")
+    components: Count = Field(0, description="principal components kept (linear; 0: all)")
+    train_trunk: bool = Field(False, description="train the text transformer along instead of leaving it as pretrained (autoencoder)")
+    compat: list[Literal["initial-known", "sample-at-attack"]] = Field([], description="behaviour of the public code (autoencoder)")
+    transform: TransformOptions = Field(TransformOptions(), description="change made to the attacker's own models: an attacker who knows the defence")
+    people: Count = Field(0, description="train on the models of the first so many people only (0: all)")
+    checkpoint_every: Positive = Field(200, description="steps between checkpoints")
+    seed: int = Field(0, description="seed of initialisation, order, timesteps and noise")
+
+
+class WeightsRunOptions(Options):
+    """Attacks on the weights of victims."""
+
+    pictures: Positive = Field(4, description="pictures drawn of each victim in each setting")
+    steps: Positive = Field(20, description="sampler steps")
+    guidance_scale: float = Field(2.0, ge=0, description="classifier-free guidance from the empty caption to z")
+    batch: Positive = Field(64, description="samples in one batch")
+    controls: bool = Field(True, description="also run the controls, baselines and bounds")
+    guesses: list[str] = Field(["a face", "the face of someone", "a person", "a portrait"], description="prompts to guess; the first is also run alone")
+    matching_steps: Count = Field(40, description="steps of update matching (0: not run)")
+    matching_batch: Positive = Field(8, description="timesteps in one simulated update")
+    matching_lr: Rate = Field(0.05, description="learning rate of update matching")
+    seed: int = Field(0, description="seed of starting noise, shuffles and matching")
+
+
+class SizeOptions(Options):
+    """Recovery of the number of training pictures."""
+
+    train_share: Fraction = Field(0.67, description="share of the people whose models the classifier knows")
 
 
 class ClusterOptions(Options):

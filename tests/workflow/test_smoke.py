@@ -43,13 +43,17 @@ def test_makes_everything(smoke):
     assert results(smoke, "paper.pdf").read_bytes().startswith(b"%PDF")
     metrics = pd.read_csv(results(smoke, "metrics.csv"), keep_default_na=False)
     asked = yaml.safe_load((smoke.folder / SMOKE[1]).read_text())
-    assert set(metrics.world) == {world["name"] for world in asked["worlds"]}
+    assert set(metrics.world) == {world["name"] for world in asked["worlds"]} | {"lora-identities"}
     assert {recipe["options"]["method"] for recipe in asked["finetune"]} <= set(metrics.method) and set(asked["finextract"]["attacks"]) <= set(metrics.attack)
     known = metrics[metrics.metric == "AS"].astype({"value": float, "ci_low": float, "ci_high": float})
     assert len(known) and known.value.between(-1, 1).all() and (known.ci_low <= known.value + 1e-9).all() and (known.value <= known.ci_high + 1e-9).all()
     assert set(pd.read_csv(results(smoke, "claims.csv")).status) <= {"consistent-direction", "opposite-direction", "inconclusive", "not-comparable", "not-run"}
     for name in ("pictures", "similarity", "guidance", "theory"):
         assert results(smoke, f"figures/finextract/{name}.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("reconstructions", "attacks", "defences", "scaling"):
+        assert results(smoke, f"figures/lora-weights/weights-{name}.png").read_bytes().startswith(b"\x89PNG")
+    weights = metrics[metrics.system == "lora-weights"]
+    assert {"spectral", "autoencoder", "constant", "update-matching", "true-prompt"} <= set(weights.attack) and {"", "gauge-10"} <= set(weights.defence)
 
 
 def test_every_job_left_a_log_and_a_benchmark(smoke):
@@ -79,7 +83,9 @@ def test_report(smoke):
         ("attacks/extraction/finextract.py", {"extract"}),
         ("attacks/extraction/clustering.py", {"extract"}),
         ("metrics/join.py", {"join_metrics"}),
-        ("report/rows.py", {"draw_finextract", "write_tables", "check_claims"}),
+        ("report/rows.py", {"draw_finextract", "draw_lora_weights", "write_tables", "check_claims"}),
+        ("attacks/weights/spectral.py", {"train_encoder", "attack_weights"}),
+        ("defences/transforms.py", {"train_encoder", "transform_victims", "attack_weights"}),
         ("options.py", set()),
     ],
 )

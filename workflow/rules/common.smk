@@ -32,6 +32,7 @@ RESULTS = study.pathvars.results  # functions get no <results>
 WORLD_SETS = ["private-identities", "named-p", "named-q", "lora-test", "distractors"]  # behind the preconditions of the embedded world
 CURVE_EMBEDDERS = ["copy-b", "identity-b", "factors"]  # behind a base's training curve
 FIGURES = ["pictures", "similarity", "guidance", "theory"]
+WEIGHTS_FIGURES = ["weights-reconstructions", "weights-attacks", "weights-defences", "weights-scaling"]
 TABLES = ["finextract", "finextract_thresholds", "finextract_controls"]
 GPU = min(study.gpus, 1)  # GPUs of a job that can use one
 DEVICE = "cpu" if study.device == "auto" and not GPU else study.device
@@ -278,7 +279,7 @@ def folder_of_tables(wildcards, input):
 
 
 def folder_of_figures(wildcards, input):
-    return str(Path(input.figures[0]).parent)
+    return sorted({str(Path(path).parent) for path in input.figures})
 
 
 def folder_of_sets(wildcards, input):
@@ -318,6 +319,134 @@ def built_resources():
 def assembled_bases(wildcards):
     """The embedded world's own bases, whose members are known."""
     return [f"{RESULTS}/bases/{source.name}/model_index.json" for source in study.bases if source.kind == "assembled"]
+
+
+# --- LoRA weights ----------------------------------------------------------------------------------------------------------------------
+
+
+def weights_base_folder(wildcards):
+    source = one(study.bases, name=study.lora_weights.base)
+    return source.path if source.kind == "folder" else f"{RESULTS}/bases/{source.name}"
+
+
+def weights_base(wildcards):
+    return f"{weights_base_folder(wildcards)}/model_index.json"
+
+
+def identity_a(wildcards):
+    return study.lora_weights.identity_a
+
+
+def identity_b(wildcards):
+    return study.lora_weights.identity_b
+
+
+def weights_shards():
+    knobs = study.lora_weights
+    return [f"{RESULTS}/weights/train/{shard}/manifest.csv" for shard in range(-(-knobs.train_people // knobs.shard_people))]
+
+
+def first_weights_person(wildcards):
+    return int(wildcards.shard) * study.lora_weights.shard_people
+
+
+def last_weights_person(wildcards):
+    return min(first_weights_person(wildcards) + study.lora_weights.shard_people, study.lora_weights.train_people)
+
+
+def collected(**changes):
+    return as_json(study.lora_weights.collect, recipe=study.lora_weights.recipe, **changes)
+
+
+def collect_options(wildcards):
+    return collected()
+
+
+def second_collect_options(wildcards):
+    """Another set of the victims' people: the pictures after those that the victims trained on."""
+    return collected(snapshot_every=0, skip_images=study.lora_weights.recipe.images_per_concept)
+
+
+def size_collect_options(wildcards):
+    return collected(snapshot_every=0, image_counts=study.lora_weights.sizes.image_counts, steps=wildcards.steps)
+
+
+def transform_named(name):
+    return next((item for item in study.lora_weights.transforms if item.name == name), None)
+
+
+def transform_options(wildcards):
+    return as_json(transform_named(wildcards.defence))
+
+
+def weights_defences():
+    return ["none", *(item.name for item in study.lora_weights.transforms)]
+
+
+ADAPTS = ("spectral", "autoencoder")  # encoders an attacker who knows the transform trains anew
+
+
+def encoder_plan(name):
+    return one(study.lora_weights.encoders, name=name)
+
+
+def encoder_options(wildcards):
+    plan = encoder_plan(wildcards.encoder.removesuffix("-adaptive") if wildcards.knows != "none" else wildcards.encoder)
+    return as_json(plan.options) if wildcards.knows == "none" else as_json(plan.options, transform=transform_named(wildcards.knows))
+
+
+def encoder_module(attack):
+    return f"tuneleak.attacks.weights.{attack}"
+
+
+def encoder_code(wildcards):
+    name = wildcards.encoder.removesuffix("-adaptive") if wildcards.knows != "none" else wildcards.encoder
+    return code("tuneleak.attacks.weights.train", encoder_module(encoder_plan(name).options.attack))
+
+
+def encoders_against(wildcards):
+    """The encoders behind one table of scores: all on untouched weights; on transformed ones the two attacks, the control, and who adapted."""
+    plans = [plan.name for plan in study.lora_weights.encoders]
+    if wildcards.defence == "none":
+        chosen = [f"none/{name}" for name in plans]
+    else:
+        chosen = [f"none/{name}" for name in plans if name in (*ADAPTS, "constant")]
+        chosen += [f"{wildcards.defence}/{name}-adaptive" for name in plans if name in ADAPTS and wildcards.defence in study.lora_weights.adaptive]
+    return [f"{RESULTS}/weights/encoders/{name}/config.json" for name in chosen]
+
+
+def folders_of_encoders(wildcards, input):
+    return [str(Path(path).parent) for path in input.encoders]
+
+
+def folders_of_models(wildcards, input):
+    return [str(Path(path).parent) for path in input.models]
+
+
+def folder_of_weights_figures(wildcards, output):
+    return str(Path(output.pdf[0]).parent)
+
+
+def weights_run_options(wildcards):
+    return as_json(study.lora_weights.run, controls=study.lora_weights.run.controls and wildcards.defence == "none")
+
+
+def weights_embedders():
+    knobs = study.lora_weights
+    return [knobs.identity_a, knobs.identity_b, study.instruments.copy_score, *([study.instruments.factors] if knobs.factors else [])]
+
+
+def weights_factors_flag(wildcards):
+    return f"--factors {shlex.quote(study.instruments.factors)}" if study.lora_weights.factors and study.instruments.factors else ""
+
+
+def second_flag(wildcards, input):
+    """The second sets of the victims' people, for untouched weights only."""
+    return f"--second {shlex.quote(str(Path(input.second).parent))}" if wildcards.defence == "none" else ""
+
+
+def trunk_flag(wildcards):
+    return f"--trunk {shlex.quote(study.lora_weights.trunk)}" if study.lora_weights.trunk else ""
 
 
 def files_below(folder, *patterns):

@@ -52,6 +52,39 @@ rule draw_finextract:
         " --images {params.images:q} --out {params.out:q} > {log} 2>&1"
 
 
+rule draw_lora_weights:
+    input:
+        metrics="<results>/metrics.csv",
+        scores="<results>/weights/scores/none/scores.csv",
+        pictures="<results>/weights/scores/none/reconstructions/manifest.csv",
+        images=f"<results>/data/{study.lora_weights.test_images}/manifest.csv",
+    output:
+        pdf=collect("<results>/figures/lora-weights/{figure}.pdf", figure=WEIGHTS_FIGURES),
+        png=report(
+            collect("<results>/figures/lora-weights/{figure}.png", figure=WEIGHTS_FIGURES),
+            caption="../report/weights.rst",
+            category="LoRA weights",
+            labels={"preset": study.preset},
+        ),
+    log:
+        "<logs>/draw_lora_weights.log",
+    benchmark:
+        "<benchmarks>/draw_lora_weights.tsv"
+    conda:
+        "../../envs/models.yaml"
+    threads: 1
+    resources:
+        mem_mb=gigabytes(2),
+        runtime=minutes(20),
+    params:
+        images=subpath(input.images, parent=True),
+        out=folder_of_weights_figures,
+        code=code("tuneleak.report.figures_lora_weights"),
+    shell:
+        "exec python -m tuneleak figures lora-weights --metrics {input.metrics} --scores {input.scores} --images {params.images:q}"
+        " --out {params.out:q} > {log} 2>&1"
+
+
 rule write_tables:
     input:
         metrics="<results>/metrics.csv",
@@ -112,7 +145,7 @@ rule typeset_paper:
         metrics="<results>/metrics.csv",
         claims="<results>/claims.csv",
         tables=rules.write_tables.output,
-        figures=rules.draw_finextract.output.pdf,
+        figures=rules.draw_finextract.output.pdf + rules.draw_lora_weights.output.pdf,
         sources=paper_sources(),
     output:
         pdf="<results>/paper.pdf",
@@ -140,6 +173,7 @@ rule typeset_paper:
 rule figures:
     input:
         rules.draw_finextract.output,
+        rules.draw_lora_weights.output,
     localrule: True
 
 

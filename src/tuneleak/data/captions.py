@@ -41,6 +41,12 @@ def _phrases(factors):
     ]
 
 
+def by_identity(factors):
+    """A description of what a person's photographs share, from true factors."""
+    parts = [v.HAIR[factors["hair"]], v.REAR_HAIR[factors["rear_hair"]] or "short hair", v.BEARD[factors["beard"]] or "no beard"]
+    return "a face with " + " ".join([f"{factors['hair_colour']} hair", *parts, f"{factors['skin_colour']} skin", f"{factors['clothes_colour']} clothes"])
+
+
 def for_training(row, rng):
     """The caption a public training step sees: a face is described anew each time; a named one is called by name half of the time."""
     factors = {key.removeprefix("factor_"): value for key, value in row.items() if key.startswith("factor_")}

@@ -84,7 +84,14 @@ def plan(images, world, split, start, stop, options):
                 raise InputError(f"concept {concept!r} of {images.folder} has {len(pool)} training pictures, but {last} are asked for")
             mine = ImageSet(images.folder, pool.table[options.skip_images : last].reset_index(drop=True))
             name = modelset.model_id(world, concept, recipe.method, f"s{seed}", *([f"n{count}"] if len(counts) > 1 else []))
-            row = {"model_id": name, "world": world, "concept": concept, "method": recipe.method, "seed": seed, "caption": _caption(mine, concept, seed, options)}
+            row = {
+                "model_id": name,
+                "world": world,
+                "concept": concept,
+                "method": recipe.method,
+                "seed": seed,
+                "caption": _caption(mine, concept, seed, options),
+            }
             row |= {"n_images": count, "images": ";".join(mine.table.image_id)}
             jobs.append((row, mine, recipe.steps_per_image * (count if options.steps == "per-image" else recipe.images_per_concept)))
     return jobs
@@ -237,6 +244,10 @@ def _join(parts, path, recipe):
 def _digest(base, jobs, options, dtype):
     """Names everything the weights depend on, so that no half-finished shard is continued under other circumstances."""
     networks = [files.sha256(path) for path in sorted(base.folder.glob("*/*.safetensors"))]
-    code = [files.sha256(Path(module.__file__)) for module in (batched_lora,)] + [files.sha256(Path(__file__))]
-    described = {"options": options.model_dump(mode="json"), "jobs": [row for row, _, _ in jobs], "pictures": [list(images.table.sha256) for _, images, _ in jobs]}
+    code = [files.sha256(Path(path)) for path in (batched_lora.__file__, __file__)]
+    described = {
+        "options": options.model_dump(mode="json"),
+        "jobs": [row for row, _, _ in jobs],
+        "pictures": [list(images.table.sha256) for _, images, _ in jobs],
+    }
     return files.digest(described | {"networks": networks, "code": code, "dtype": dtype, "device": base.device.type, "torch": torch.__version__})

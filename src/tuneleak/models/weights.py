@@ -72,22 +72,38 @@ def load_network(network, path, prefix=""):
 
 
 def write_lora(folder, networks):
-    """Write the adapters `default` of `networks` (`unet`, and `text_encoder` if trained) as a LoRA file that diffusers reads.
+    """Write the adapters `default` of `networks` (`unet`, and `text_encoder` if trained) as a LoRA file that diffusers reads."""
+    from peft import get_peft_model_state_dict
+
+    _write(folder, {part: (get_peft_model_state_dict(network), network.peft_config["default"].to_dict()) for part, network in networks.items()})
+
+
+def write_matrices(folder, loras):
+    """The same for `{part: Lora}`."""
+    from peft import LoraConfig
+
+    parts = {}
+    for part, lora in loras.items():
+        tensors = {f"{module}.lora_{key}.weight": matrix for module, pair in lora.matrices.items() for key, matrix in zip("AB", pair, strict=True)}
+        parts[part] = tensors, LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.matrices)).to_dict()
+    _write(folder, parts)
+
+
+def _write(folder, parts):
+    """parts: {network: (tensors by peft's names, settings)}.
 
     The adapter's settings go into the header: without them diffusers would take alpha = rank. Text-encoder names begin with
     `text_model.`, as in every published file, whatever this version of transformers calls the module.
     """
     from diffusers.loaders import StableDiffusionLoraLoaderMixin
     from diffusers.utils import convert_state_dict_to_diffusers
-    from peft import get_peft_model_state_dict
 
     arguments = {}
-    for part, network in networks.items():
-        tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in get_peft_model_state_dict(network).items()}
+    for part, (tensors, settings) in parts.items():
+        tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}
         if part == "text_encoder":
             tensors = {"text_model." + name.removeprefix("text_model."): tensor for name, tensor in tensors.items()}
         arguments[f"{part}_lora_layers"] = convert_state_dict_to_diffusers(tensors)
-        settings = network.peft_config["default"].to_dict()
         arguments[f"{part}_lora_adapter_metadata"] = {key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()}
     StableDiffusionLoraLoaderMixin.save_lora_weights(folder, weight_name=LORA_FILE, safe_serialization=True, **arguments)
 

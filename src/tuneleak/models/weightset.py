@@ -1,7 +1,6 @@
 """The LoRA weights of many models as stacked tensors, whether they come one to a folder (`finetune`) or one to a row (`collect-weights`)."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pandas as pd
 import torch
@@ -9,7 +8,7 @@ import torch
 from tuneleak import files
 from tuneleak.errors import InputError
 from tuneleak.models import weights
-from tuneleak.models.modelset import LORA_FILE, ModelSet
+from tuneleak.models.modelset import LORA_FILE, ModelSet, folder_of
 
 STACK_FILE = "weights.safetensors"
 
@@ -64,7 +63,9 @@ def load(folders, base):
             odd = sorted(set(part.layers) ^ set(parts[0].layers))[0]
             raise InputError(f"{folder}: its LoRAs and those of {folders[0]} adapt different layers ({odd}, for one)")
     rank = max(part.rank for part in parts)
-    pairs = {name: tuple(torch.cat([_padded(part.pairs[name][side], rank, side) for part in parts]) for side in (0, 1)) for name in parts[0].layers}
+    order = {name: number for number, (name, _) in enumerate(base.unet.named_modules())}  # that of the network, in which adapters are drawn
+    pairs = {name: tuple(torch.cat([_padded(part.pairs[name][side], rank, side) for part in parts]) for side in (0, 1))
+             for name in sorted(parts[0].layers, key=order.get)}  # fmt: skip
     return WeightSet(pd.concat([part.table for part in parts], ignore_index=True), pairs)
 
 
@@ -121,3 +122,8 @@ def _read_stack(modelset, base):
         pairs[name] = a, b * scale
     return WeightSet(modelset.table, pairs)
 
+
+def stack_or_manifest(path):
+    """The file whose content stands for a model set: the tensors of a stack, else the manifest."""
+    folder = folder_of(path)
+    return folder / STACK_FILE if (folder / STACK_FILE).is_file() else folder / "manifest.csv"

@@ -14,7 +14,7 @@ import pandas as pd
 
 from tuneleak import files
 from tuneleak.errors import InputError
-from tuneleak.options import ExtractionOptions, FinetuneOptions
+from tuneleak.options import ExtractionOptions, FinetuneOptions, WeightsTrainOptions
 from tuneleak.report import registry, rows
 
 COLUMNS = [
@@ -23,10 +23,15 @@ COLUMNS = [
 ]  # fmt: skip
 PAPER_PRESET = "paper"
 MDE = " minimum detectable effect"
-_METRICS = ("AS", "A-ESR@", "leaked bits", "extracted set size", "similarity threshold")
-_VOCABULARY = {
-    "attack": {*get_args(ExtractionOptions.model_fields["attack"].annotation), "heldout"},
-    "method": set(get_args(FinetuneOptions.model_fields["method"].annotation)),
+_METRICS = ("AS", "A-ESR@", "leaked bits", "extracted set size", "similarity threshold", "MRR", "rank-", "TAR@", "cosine", "FaceSim", "agreement", "MAE")
+_CHOSEN = ("best-control",)  # picked by the evaluation among rows that are there
+_METHODS = set(get_args(FinetuneOptions.model_fields["method"].annotation))
+_VOCABULARY = {  # of each system, so that a slip in a selector is not taken for a part of the study that was left out
+    "finextract": {"attack": {*get_args(ExtractionOptions.model_fields["attack"].annotation), "heldout"}, "method": _METHODS},
+    "lora-weights": {
+        "attack": {*get_args(WeightsTrainOptions.model_fields["attack"].annotation), "autoencoder-final", "dsire", "dsire-update", "median", *_CHOSEN},
+        "method": _METHODS,
+    },
 }
 
 
@@ -54,7 +59,7 @@ def find(claim, table):
     mine = table[table.system == select["system"]]
     if mine.empty:
         return None, f"the system {select['system']!r} was not run"
-    for column, known in _VOCABULARY.items():
+    for column, known in _VOCABULARY.get(select["system"], {}).items():
         for part in select.get(column, "").split("-minus-"):
             if part and part not in known:
                 raise InputError(f"claim {claim.id!r}: there is no {column} {part!r}; known are {', '.join(sorted(known))}")
@@ -79,10 +84,15 @@ def _absent(select, mine):
             if part == "heldout":
                 if "heldout" not in set(mine.control[mine.world == select.get("world", "")]):
                     return "there were no held-out pictures"
-            elif part not in set(plain[column]):
+            elif part not in _CHOSEN and part not in set(plain[column]):
                 return f"{column} {part!r} was not run"
         if column == "world" and "world" in select:
             plain = plain[plain.world == select["world"]]
+    for part in filter(None, select["defence"].split("-minus-")):
+        if part != "none" and part not in set(plain.defence):
+            return f"defence {part!r} was not run"
+    if select.get("guidance", "") and select["guidance"] not in set(mine.guidance):
+        return f"setting {select['guidance']!r} was not run"
     return "" if select["metric"] in set(mine.metric) else f"{select['metric']!r} was not measured"
 
 

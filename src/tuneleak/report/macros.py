@@ -54,7 +54,7 @@ def recorded_claims(reference):
 def of_claims(table, families=()):
     """Status, Summary and Mde of each family, and the counts; of a missing table, `not recorded yet` for the given families."""
     macros = {}
-    for family in dict.fromkeys(table.family) if table is not None else families:
+    for family in dict.fromkeys([*families, *(table.family if table is not None else ())]):
         group = table[table.family == family] if table is not None else None
         macros[tex.camel("status", family)] = status_fragment(group)
         macros[tex.camel("summary", family)] = summary_fragment(group)

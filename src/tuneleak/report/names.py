@@ -6,6 +6,18 @@ _ATTACKS = {
     "finextract": "FineXtract",
     "finextract-unconditional": "FineXtract, unconditional",
     "base": "base (control)",
+    "spectral": "ours (invariant)",
+    "autoencoder": "network autoencoder",
+    "autoencoder-final": "autoencoder, final weights",
+    "autoencoder-known": "autoencoder, $A_0$ known",
+    "linear": "linear (control)",
+    "constant": "constant $z$ (control)",
+    "searched-prompt": "searched prompt",
+    "guessed-prompt": "guessed prompt",
+    "update-matching": "update matching",
+    "unconditional": "unconditional",
+    "attributes": "attributes (bound)",
+    "true-prompt": "true prompt (bound)",
 }
 _METHODS = {
     "end-to-end": "end to end",
@@ -20,13 +32,33 @@ _METHODS = {
     "textual-inversion+hypernetwork": "textual inversion + hypernetwork",
     "textual-inversion": "textual inversion",
 }
-_WORLDS = {"identities": "identities", "artists": "artists", "dreambooth": "DreamBooth objects", "wikiart": "WikiArt artists"}
-_CONTROLS = {"heldout": "held-outs"}
+_WORLDS = {
+    "identities": "identities",
+    "artists": "artists",
+    "dreambooth": "DreamBooth objects",
+    "wikiart": "WikiArt artists",
+    "lora-identities": "LoRA identities",
+    "celebahq": "CelebA-HQ",
+}
+_CONTROLS = {
+    "heldout": "held-outs",
+    "best-control": "best control",
+    "mean-z": "mean $z$",
+    "other-weights": "another's weights",
+    "shuffled-modules": "modules shuffled",
+    "base-unet": "base UNet",
+    "stranger": "stranger",
+}
 
 
 def attack_name(attack):
     """An attack, a control or a difference a-minus-b in words; an unknown one keeps its own name."""
     return _difference(attack, _ATTACKS | _CONTROLS)
+
+
+def control_name(control):
+    """A control in words."""
+    return _CONTROLS.get(control, control)
 
 
 def method_name(method):

@@ -20,7 +20,7 @@ _SOURCES = ("main.tex", "refs.bib", "sections")
 def paper(metrics, claims, tables, figures, reference, sources, out, benchmarks=None):
     """Write the paper (PDF), and beside it the folder `<name of out>-build` with all that went into it and the log.
 
-    metrics, claims: tables of a run; tables: folder of `tuneleak tables`; figures: folder of `tuneleak figures finextract`; reference:
+    metrics, claims: tables of a run; tables: folder of `tuneleak tables`; figures: folders of `tuneleak figures ...`; reference:
     paper/reference; sources: paper/; benchmarks: folder of Snakemake's benchmark TSVs, for the cost table. The sources are copied, never
     written to. Equal inputs give equal bytes: dates come from SOURCE_DATE_EPOCH (0 if unset). Raises `InputError` if LaTeX is missing or stops.
     """
@@ -29,13 +29,13 @@ def paper(metrics, claims, tables, figures, reference, sources, out, benchmarks=
     out = Path(out)
     build = out.with_name(f"{out.stem}-build")
     shutil.rmtree(build, ignore_errors=True)
-    _copy(Path(sources), Path(tables), Path(figures), build)
+    _copy(Path(sources), Path(tables), [Path(folder) for folder in figures], build)
     costs = record.seconds_per_rule(benchmarks) if benchmarks else None
     generate(metrics, claims, reference, build, costs)
     pdf = _run_latex(build)
     with files.atomic(out) as temporary:
         shutil.copyfile(pdf, temporary)
-    files.write_meta(out, None, metrics=str(metrics), claims=str(claims), figures=str(figures), tables=str(tables))
+    files.write_meta(out, None, metrics=str(metrics), claims=str(claims), figures=[str(folder) for folder in figures], tables=str(tables))
 
 
 def generate(metrics, claims, reference, build, costs=None):
@@ -61,11 +61,11 @@ def _copy(sources, tables, figures, build):
     for name in _SOURCES:
         source = sources / name
         shutil.copytree(source, build / name) if source.is_dir() else shutil.copyfile(source, build / name)
-    for folder, pattern, name in ((tables, "*.tex", "tables"), (figures, "*.pdf", "figures")):
+    for folder, pattern, name in ((tables, "*.tex", "tables"), *((folder, "*.pdf", "figures") for folder in figures)):
         found = sorted(folder.glob(pattern))
         if not found:
             raise InputError(f"{folder} holds no {pattern}; make it with `tuneleak {name}`")
-        (build / name).mkdir()
+        (build / name).mkdir(exist_ok=True)
         for path in found:
             shutil.copyfile(path, build / name / path.name)
 

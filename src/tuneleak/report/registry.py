@@ -108,12 +108,13 @@ def load(path, preset):
         odd = sorted(tested ^ set(by_claim))
         raise InputError(f"{path}: claims and endpoints.yaml do not fit together: {', '.join(odd)}; each tested claim needs one primary endpoint")
     worlds = claims.worlds.get(preset, claims.worlds["default"])
+    of_system = {claim.system: claims.worlds.get(f"{preset}/{claim.system}", claims.worlds.get(f"default/{claim.system}", worlds)) for claim in claims.claims}
     known_worlds = {world for group in claims.worlds.values() for world in group}
     found = []
     for claim in claims.claims:
         _check(claim, by_claim.get(claim.id), path, known_worlds)
         text = _published(claim, path.parent)
-        mine = [world for world in worlds if claim.worlds is None or world in claim.worlds]
+        mine = [world for world in of_system[claim.system] if claim.worlds is None or world in claim.worlds]
         choices = {"world": mine, "method": claims.methods}
         for values in product(*(choices[name] for name in claim.each)):
             select = claim.select | dict(zip(claim.each, values, strict=True))

@@ -1,0 +1,95 @@
+"""The paper's attack: the variational network autoencoder (arXiv 2409.08482; dossier sections 2.1 to 2.7).
+
+Every matrix A and B is a one-dimensional signal of r channels, read by convolutions of its own into one token. A learned task token, a token of the
+fine-tuning step and the matrix tokens go through a text transformer without causal mask or positions; two linear heads turn its first L outputs into
+mean and log-variance of z, the conditioning of the victim's own UNet. Its decoder is that UNet; its loss is the denoising loss.
+
+By default it is given what a real adversary has, A and B as released, and z at attack is its mean. `compat` reproduces choices of the public code:
+`initial-known` reads A - A_0 in place of A (nobody but the victim knows A_0), `sample-at-attack` keeps the noise of z when attacking. As published, the
+transformer is pretrained and frozen; `train_trunk` trains it along.
+"""
+
+import copy
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from tuneleak.attacks.weights.encoded import Encoded
+
+BLOCKS = 4
+
+
+class MatrixTokeniser(nn.Module):
+    """Matrices `(n, r, length)` -> tokens `(n, width)`: four blocks of two convolutions with instance normalisation, the last one to a single channel."""
+
+    def __init__(self, channels, length, width):
+        super().__init__()
+        self.first = nn.ModuleList(nn.Conv1d(channels, channels, 3, padding=1) for _ in range(BLOCKS))
+        self.second = nn.ModuleList(nn.Conv1d(channels, channels if block + 1 < BLOCKS else 1, 3, padding=1) for block in range(BLOCKS))
+        self.out = nn.Linear(length, width)
+
+    def forward(self, x):
+        for block, (first, second) in enumerate(zip(self.first, self.second, strict=True)):
+            x = F.leaky_relu(x) if block else x
+            x = second(F.instance_norm(F.leaky_relu(first(F.instance_norm(x)))))
+        return self.out(torch.tanh(x[:, 0]))
+
+
+class Encoder(nn.Module):
+    """pairs: training models (shapes). start `(L, d)`: its shape is that of z. options: `WeightsTrainOptions`. Call `set_trunk` before use."""
+
+    def __init__(self, pairs, start, embedding_size, options):
+        super().__init__()
+        self.options, self.shape = options, tuple(start.shape)
+        self.trunk, self.norm = None, None
+        self.names = [f"{name}.{side}" for name in pairs for side in ("A", "B")]
+        self.sizes = [(pair[0].shape[1], pair[0].shape[2] if side == "A" else pair[1].shape[1]) for pair in pairs.values() for side in ("A", "B")]
+
+    def set_trunk(self, text_encoder):
+        """Take the transformer of a CLIP text encoder (a copy), and make everything that depends on its width."""
+        text_encoder = getattr(text_encoder, "text_model", text_encoder)
+        self.trunk, self.norm = copy.deepcopy(text_encoder.encoder).float(), copy.deepcopy(text_encoder.final_layer_norm).float()
+        for network in (self.trunk, self.norm):
+            network.requires_grad_(self.options.train_trunk)
+        width = text_encoder.config.hidden_size
+        self.tokenisers = nn.ModuleList(MatrixTokeniser(channels, length, width) for channels, length in self.sizes)
+        self.task = nn.Parameter(torch.randn(width) * 0.02)
+        self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.before = nn.LayerNorm(width)
+        self.mean, self.log_variance = (nn.Linear(width, self.shape[1]) for _ in range(2))
+        if 2 + len(self.sizes) < self.shape[0]:
+            self.more = nn.Parameter(torch.randn(self.shape[0] - 2 - len(self.sizes), width) * 0.02)  # fewer matrices than tokens of a caption
+
+    @staticmethod
+    def features(pairs, options):
+        """`<layer>.A (N, r, in)` and `<layer>.B (N, r, out)`, float32, as released."""
+        found = {}
+        for name, (a, b) in pairs.items():
+            found |= {f"{name}.A": a.float(), f"{name}.B": b.transpose(1, 2).float()}
+        return found
+
+    def forward(self, features, steps, generator=None):
+        """`Encoded` of a batch; steps `(n,)`: after how many optimiser steps the weights were taken; generator: draws z (None: its mean)."""
+        tokens = [self.task.expand(len(steps), -1), self.time(sinusoidal(steps, len(self.task)))]
+        tokens += [tokeniser(features[name]) for tokeniser, name in zip(self.tokenisers, self.names, strict=True)]
+        tokens = torch.stack(tokens, 1)
+        if hasattr(self, "more"):
+            tokens = torch.cat([tokens, self.more.expand(len(tokens), -1, -1)], 1)
+        hidden = self.trunk(inputs_embeds=self.before(tokens), attention_mask=None, is_causal=False)[0]
+        hidden = self.norm(hidden)[:, : self.shape[0]]
+        mean, log_variance = self.mean(hidden), self.log_variance(hidden)
+        kl = -0.5 * (1 + log_variance - mean.square() - log_variance.exp()).flatten(1).sum(1)
+        if generator is None:
+            return Encoded(mean, kl=kl)
+        noise = torch.randn(mean.shape, generator=generator).to(mean.device)
+        return Encoded(mean + noise * (0.5 * log_variance).exp(), kl=kl)
+
+
+def sinusoidal(steps, width):
+    """Embedding `(n, width)` of step numbers `(n,)`, cosines first (diffusers' flip_sin_to_cos, shift 0)."""
+    half = width // 2
+    frequencies = torch.exp(-math.log(10000) * torch.arange(half, device=steps.device) / half)
+    angles = steps.float()[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], 1)

@@ -1,0 +1,216 @@
+"""From scores of the weights attacks to metrics: the verb `evaluate lora-weights`.
+
+A metrics table with the columns of `tuneleak.metrics.finextract` (system `lora-weights`), one row per number:
+
+- `metric`: MRR, rank-1, rank-5 (of the true person in the gallery), TAR@FAR=1e-2, similarity (to the person's entry in it), cosine (raw, to held-out
+  pictures), FaceSim = (cosine + 1) / 2 (the paper's scale), copy similarity (highest to a training picture), agreement (of what is made of two sets of one
+  person, minus that of two people), leaked bits, MAE (of the number of training pictures)
+- `setting`: `pictures`, `embedding` or `decoded` (of the number of pictures: `steps=total` or `steps=per-image`), then `; control=...` (mean-z,
+  other-weights, shuffled-modules, base-unet, stranger) or `; bound=...`, and `; interval=models` where fewer than 8 people allow no interval over people
+- `attack` a-minus-b: paired differences over people; a-minus-control: minus the control or baseline named by `control`; a-minus-best-control: minus the
+  one that does best in that metric. Picking the best one on the same people makes the comparison harder for the attack, never easier.
+- `defence` <transform>-minus-none: paired differences of one attack on changed and on untouched weights
+- leaked bits: sum over factors of identity of the mutual information between true and read value, minus that of the next person's reading, which
+  is biased alike
+- `n`: victims; `seeds`: of the victims, ';'-joined
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from tuneleak import files
+from tuneleak.errors import InputError
+from tuneleak.metrics import extraction, intervals
+from tuneleak.metrics.finextract import COLUMNS, DECIMALS
+
+SYSTEM = "lora-weights"
+GROUP = ["world", "base", "method", "attack", "defence", "setting"]
+NUMBERS = ["rank", "genuine", "stranger", "threshold", "cosine"]
+OPTIONAL = ["agreement", "stranger_agreement", "copy_similarity"]
+PROPORTIONS = ("rank-1", "rank-5", "TAR@FAR=1e-2")
+COMPARED = ("MRR", "rank-1", "cosine")
+BASELINES = ("constant", "unconditional", "guessed-prompt", "searched-prompt", "update-matching")
+OURS, PAPERS, FINAL = "spectral", "autoencoder", "autoencoder-final"
+
+
+def evaluate(scores, out, options, sizes=()):
+    """Write the metrics table of scores.csv files and of tables of `dataset-size`. options: `EvaluateOptions` (bootstrap, confidence, seed)."""
+    table = read_scores(scores)
+    rows = []
+    for key, group in table.groupby(GROUP, sort=True):
+        rows += _of_setting(dict(zip(GROUP, key, strict=True)), group, options)
+    for _, group in table.groupby(["world", "base", "method", "defence"], sort=True):
+        rows += _differences(group, options)
+    for _, group in table.groupby(["world", "base", "method", "attack", "setting"], sort=True):
+        rows += _against_untouched(group, options)
+    rows += _sizes(sizes, options)
+    result = pd.DataFrame(rows, columns=COLUMNS)
+    result[["value", "ci_low", "ci_high"]] = result[["value", "ci_low", "ci_high"]].astype(float).round(DECIMALS)
+    files.write_csv(out, result)
+    files.write_meta(out, options, scores=[str(path) for path in scores], sizes=[str(path) for path in sizes], rows=len(table))
+
+
+def read_scores(paths):
+    """Read and join scores.csv files; `InputError` on missing columns, bad numbers or a victim scored twice in one setting."""
+    tables = []
+    for path in paths:
+        if not Path(path).is_file():
+            raise InputError(f"{path}: no such file")
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        missing = [name for name in (*GROUP, "concept", "seed", *NUMBERS) if name not in table]
+        if missing:
+            raise InputError(f"{path} lacks the columns {', '.join(missing)}; it is not a scores.csv of `tuneleak attack weights run`")
+        for name in [*NUMBERS, *OPTIONAL]:
+            try:
+                table[name] = pd.to_numeric(table[name].where(table[name] != "")) if name in table else np.nan
+            except ValueError as error:
+                raise InputError(f"{path}: column {name} holds something that is not a number ({error})") from None
+        if table[NUMBERS].isna().any(axis=None):
+            raise InputError(f"{path}: a column of {', '.join(NUMBERS)} has empty cells; run the attack again")
+        tables.append(table)
+    if not tables or not sum(map(len, tables)):
+        raise InputError("there are no scores to evaluate")
+    table = pd.concat(tables, ignore_index=True)
+    twice = table[table.duplicated([*GROUP, "concept", "seed"])]
+    if len(twice):
+        row = twice.iloc[0]
+        raise InputError(f"victim {row.concept!r}, seed {row.seed}, has two rows for {row.attack!r} in setting {row.setting!r}; was a table given twice?")
+    return table
+
+
+def values_of(group):
+    """{metric: value of each victim} of one setting."""
+    values = {
+        "MRR": 1 / group["rank"], "rank-1": group["rank"] < 1.5, "rank-5": group["rank"] < 5.5,
+        "TAR@FAR=1e-2": (group.genuine >= group.threshold), "cosine": group.cosine, "FaceSim": (group.cosine + 1) / 2,
+    }  # fmt: skip
+    if group.copy_similarity.notna().all():
+        values["copy similarity"] = group.copy_similarity
+    if group.agreement.notna().all():
+        values["agreement"] = group.agreement - group.stranger_agreement
+    return {name: value.to_numpy().astype(float) for name, value in values.items()}
+
+
+def _of_setting(key, group, options):
+    rows = []
+    for metric, values in values_of(group).items():
+        rows.append(_row(key, group, metric, _proportion(values, group, options) if metric in PROPORTIONS else _bootstrap(values, group, options)))
+    if "control=" not in key["setting"] and "bound=" not in key["setting"]:
+        stranger = key | {"setting": f"{key['setting']}; control=stranger"}
+        rows.append(_row(stranger, group, "similarity", _bootstrap(group.stranger.to_numpy(), group, options)))
+    rows.append(_row(key, group, "similarity", _bootstrap(group.genuine.to_numpy(), group, options)))
+    return rows + _leaked_bits(key, group, options)
+
+
+def _leaked_bits(key, group, options):
+    factors = [name.removeprefix("true_") for name in group if name.startswith("true_")]
+    columns = [f"{kind}_{name}" for name in factors for kind in ("true", "read")]
+    if not factors or group[columns].isna().any(axis=None) or (group[columns] == "").any(axis=None) or group.concept.nunique() < 2:
+        return []
+    true, read, other = {}, {}, {}
+    for name in factors:
+        codes = {value: number for number, value in enumerate(sorted({*group[f"true_{name}"], *group[f"read_{name}"]}))}
+        true[name], read[name] = (group[f"{kind}_{name}"].map(codes).to_numpy() for kind in ("true", "read"))
+        other[name] = np.roll(read[name], -1)
+    settings = {"replicates": options.bootstrap, "confidence": options.confidence, "seed": options.seed}
+    interval = intervals.bootstrap_statistic(lambda weights: extraction.leaked_bits(true, read, other, weights), group.concept, group.seed, **settings)
+    return [_row(key, group, "leaked bits", interval)]
+
+
+def _differences(group, options):
+    """Ours minus the paper's; every step minus final weights only; each attack minus its best control."""
+    by_setting = {key: part.sort_values(["concept", "seed"]) for key, part in group.groupby(["attack", "setting"], sort=True)}
+    rows = []
+    for first, second in ((OURS, PAPERS), (PAPERS, FINAL)):
+        if (first, "pictures") in by_setting and (second, "pictures") in by_setting:
+            rows += _paired(by_setting[first, "pictures"], by_setting[second, "pictures"], f"{first}-minus-{second}", "pictures", COMPARED, options)
+    linear = by_setting.get(("linear", "embedding"))
+    if linear is not None and (OURS, "embedding") in by_setting:
+        rows += _paired(by_setting[OURS, "embedding"], linear, f"{OURS}-minus-linear", "embedding", COMPARED, options)
+    for (attack, setting), mine in by_setting.items():
+        controls = {name: part for name, part in by_setting.items() if _is_control_of(name, attack, setting)}
+        if attack in (*BASELINES, "true-prompt", "attributes") or ";" in setting or not controls:
+            continue
+        for name, part in sorted(controls.items()):
+            what = name[1].partition("control=")[2] or name[0]
+            rows += _paired(mine, part, f"{attack}-minus-control", f"{setting}; control={what}", COMPARED, options, effects=False)
+        for metric in COMPARED:
+            best = max(sorted(controls), key=lambda name: values_of(controls[name])[metric].mean())
+            rows += _paired(mine, controls[best], f"{attack}-minus-best-control", setting, (metric,), options)
+    return rows
+
+
+def _against_untouched(group, options):
+    """Each transform minus no transform, of one attack in one setting; `defence` is then `<transform>-minus-none`."""
+    parts = {name: part.sort_values(["concept", "seed"]) for name, part in group.groupby("defence")}
+    rows = []
+    for name, part in parts.items():
+        if name and "" in parts and "control=" not in part.setting.iloc[0]:
+            for row in _paired(part, parts[""], part.attack.iloc[0], part.setting.iloc[0], COMPARED, options):
+                rows.append(row | {"defence": f"{name}-minus-none"})
+    return rows
+
+
+def _is_control_of(name, attack, setting):
+    """Whether the row `name` (attack, setting) is a control of an attack: its own ones, or a baseline that makes the same kind of thing."""
+    return (name[0] == attack and name[1].startswith(f"{setting}; control=")) or (setting == "pictures" == name[1] and name[0] in BASELINES)
+
+
+def _sizes(paths, options):
+    """MAE of each classifier of the number of training pictures, and its paired difference to always saying the median."""
+    if not paths:
+        return []
+    table = pd.concat([pd.read_csv(path, dtype=str, keep_default_na=False) for path in paths], ignore_index=True)
+    table["error"] = (table.predicted.astype(float) - table.n_images.astype(float)).abs()
+    table["setting"], table["defence"], rows = "steps=" + table.steps, "", []
+    for key, group in table.groupby(GROUP, sort=True):
+        rows.append(_row(dict(zip(GROUP, key, strict=True)), group, "MAE", _bootstrap(group.error.to_numpy(), group, options)))
+    for (world, base, method, setting), group in table.groupby(["world", "base", "method", "setting"], sort=True):
+        wide = group.pivot_table(index=["concept", "seed", "model_id"], columns="attack", values="error").reset_index()
+        key = {"world": world, "base": base, "method": method, "defence": "", "setting": setting}
+        for attack in sorted({"dsire", "dsire-update"} & set(wide)):
+            interval = _bootstrap((wide[attack] - wide["median"]).to_numpy(), wide, options)
+            rows.append(_row(key | {"attack": f"{attack}-minus-median"}, wide, "MAE", interval))
+    return rows
+
+
+def _paired(first, second, name, setting, metrics, options, effects=True):
+    if list(first.concept) != list(second.concept) or list(first.seed) != list(second.seed):
+        raise InputError(f"{name}: the two attacks do not cover the same victims; give all scores of both")
+    key = first.iloc[0][GROUP].to_dict() | {"attack": name, "setting": setting}
+    rows = []
+    for metric in metrics:
+        interval = _bootstrap(values_of(first)[metric] - values_of(second)[metric], first, options)
+        rows.append(_row(key, first, metric, interval))
+        effect = intervals.minimum_detectable_effect(interval.standard_error, interval.units, options.confidence)
+        if effects and np.isfinite(effect):
+            rows.append(rows[-1] | {"metric": f"{metric} minimum detectable effect", "value": effect, "ci_low": effect, "ci_high": effect})
+    return rows
+
+
+def _bootstrap(values, group, options):
+    """Over people, or below 8 of them over the victims' models as if they were independent, which the row says."""
+    settings = {"replicates": options.bootstrap, "confidence": options.confidence, "seed": options.seed}
+    if group.concept.nunique() >= intervals.MINIMUM_CLUSTERS:
+        return intervals.bootstrap(values, group.concept, group.seed, group.seed, **settings)
+    one = np.zeros(len(group))
+    return intervals.bootstrap(values, one, np.arange(len(group)), one, unit="models", **settings)
+
+
+def _proportion(hits, group, options):
+    """As `_bootstrap`; where every or no victim is a hit nothing can be resampled: then Wilson's bounds with one trial per resampled unit."""
+    interval = _bootstrap(hits, group, options)
+    if 0 < hits.mean() < 1:
+        return interval
+    low, high = intervals.wilson(interval.units if hits.all() else 0, interval.units, options.confidence)
+    return replace(interval, low=low, high=high)
+
+
+def _row(key, group, metric, interval):
+    note = "" if interval.unit == "concepts" else f"; interval={interval.unit}"
+    numbers = {"value": interval.value, "ci_low": interval.low, "ci_high": interval.high, "n": interval.n}
+    seeds = ";".join(sorted(set(group.seed), key=lambda seed: (len(seed), seed)))
+    return {"system": SYSTEM, **key, "setting": key["setting"] + note, "metric": metric, **numbers, "seeds": seeds}
