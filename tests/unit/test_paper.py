@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from tuneleak.errors import InputError
-from tuneleak.report import claims, macros, paper, record, rows, tables, typeset
+from tuneleak.report import claims, macros, paper, record, rows, style, tables, typeset
 from tuneleak.report.figures_finextract import figures
 
 ROOT = Path(__file__).parents[2]
@@ -97,7 +97,7 @@ def test_cost_table_without_benchmarks_says_so():
 def test_missing_latex_is_answered_with_the_line_to_type(study, judged, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(InputError, match="apt-get install --no-install-recommends texlive-latex-recommended texlive-fonts-recommended latexmk"):
-        paper.paper(study.metrics, judged, tmp_path, tmp_path, REFERENCE, SOURCES, tmp_path / "paper.pdf")
+        paper.paper(study.metrics, judged, tmp_path, [tmp_path], REFERENCE, SOURCES, tmp_path / "paper.pdf")
 
 
 needs_latex = pytest.mark.skipif(shutil.which("latexmk") is None, reason="latexmk is not installed")
@@ -109,11 +109,14 @@ def parts(study, tmp_path_factory):
     folder = tmp_path_factory.mktemp("parts")
     tables.tables(study.metrics, folder / "tables", REFERENCE)
     figures(study.metrics, study.tuning, study.matches, study.images, folder / "figures")
+    for name in ("reconstructions", "attacks", "defences", "scaling"):
+        with style.figure(3, 2) as figure:
+            style.save(figure, folder / "weights-figures", f"weights-{name}")
     return folder
 
 
 def typeset_paper(study, judged, parts, out, **changes):
-    arguments = {"tables": parts / "tables", "figures": parts / "figures", "reference": REFERENCE, "sources": SOURCES} | changes
+    arguments = {"tables": parts / "tables", "figures": [parts / "figures", parts / "weights-figures"], "reference": REFERENCE, "sources": SOURCES} | changes
     paper.paper(study.metrics, judged, out=out, **arguments)
 
 

@@ -97,6 +97,9 @@ def test_nothing_heavy_is_imported_while_the_workflow_is_read(clone):
         ("device: cuda", "gpus is 0"),
         ("finextract: {guidance: []}", "finextract.guidance has no entry for world 'identities'"),
         ("finextract: {grid: [{attack: cfg, guidance: [{w: 1}]}, {attack: finextract, guidance: [{w: 1}, {w: 2}]}]}", "unequal budgets"),
+        ("lora_weights: {adaptive: [gauge-3]}", "'gauge-3' is none of the transforms"),
+        ("lora_weights: {recipe: {method: dreambooth}}", "method is 'dreambooth', not 'lora'"),
+        ("lora_weights: {distractors: nobody}", "lora_weights.distractors: 'nobody'"),
         ("bases: [{name: ../H1, kind: folder, path: x}, {name: H1, kind: folder, path: x}]", "'../H1' becomes a folder"),
     ],
 )

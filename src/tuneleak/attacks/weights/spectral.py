@@ -94,7 +94,7 @@ class Encoder(nn.Module):
         people = {name: number for number, name in enumerate(dict.fromkeys(weights.table.concept))}
         fold = torch.tensor([people[name] % FOLDS for name in weights.table.concept])
         steps = weights.table.step.astype(int)
-        last = torch.from_numpy((steps == steps.groupby(weights.table.run).transform("max")).to_numpy())
+        last = torch.tensor((steps == steps.groupby(weights.table.run).transform("max")).tolist())
         self.prior.fit(embeddings[last].cpu(), list(weights.table.concept[last.numpy()]))
         ridge = torch.zeros(len(weights), embeddings.shape[1])
         for number in range(FOLDS):
