@@ -287,6 +287,11 @@ def folder_of_sets(wildcards, input):
     return str(Path(input.images[0]).parent.parent)
 
 
+def folder_of_built(wildcards, input):
+    """The folder of rebuilt models, from one of their embedders."""
+    return str(Path(input.embedders[0]).parent.parent.parent)
+
+
 def text_encoder_options(wildcards):
     return as_json(one(study.training.embedders, name="text-encoder").options())
 

@@ -169,7 +169,7 @@ rule trace_base:
         base=subpath(input.base, parent=True),
         unet=subpath(input.unet, parent=True),
         data=folder_of_sets,
-        built=f"{RESULTS}/resources",
+        built=folder_of_built,
         captions=study.training.curve_captions,
         code=code("tuneleak.metrics.curve"),
     shell:
