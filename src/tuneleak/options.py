@@ -319,3 +319,47 @@ class SynthesizeOptions(Options):
     unrelated_caption: str = Field("art style of nobody", description="what kind unrelated draws")
     seed: int = Field(0, description="seed of the starting noise")
     batch: Positive = Field(50, description="pictures drawn at once")
+Trainable = Literal["attention", "all", "resblocks", "input", "lora", "bias", "unconditional-attention"]
+
+
+class PrivacyOptions(Options):
+    """The privacy block of a fine-tune: what is promised, and how gradients are clipped and noised."""
+
+    epsilon: float = Field(10.0, gt=0, description="budget; with `noiseless`, ignored")
+    noiseless: bool = Field(False, description="clip but add no noise: epsilon is infinite")
+    delta: float = Field(1e-5, gt=0, lt=1, description="probability with which epsilon may fail to hold; below 1 over the number of pictures")
+    expected_batch: Positive = Field(1024, description="pictures in a step on average; each takes part independently with probability expected_batch / public_size")
+    public_size: Positive = Field(8000, description="size of the private set as it is made public: the true number is itself private")
+    steps: Positive = Field(40, description="noisy steps")
+    clip: Rate = Field(1e-3, description="norm C to which a picture's gradient is clipped; gradients are divided by it, so no learning rate depends on it")
+    multiplicity: Positive = Field(1, description="timesteps and noises whose gradients are averaged per picture before the clip (K)")
+    unit: Literal["image", "person"] = Field("image", description="what the report bounds: one picture, or all pictures of one concept by group privacy")
+
+
+class PrivateFinetuneOptions(Options):
+    """Fine-tuning under differential privacy: DP-LDM and what it is compared with."""
+
+    trainable: Trainable = Field("attention", description="which weights of the UNet are trained")
+    blocks: list[Count] = Field([], description="first and one past the last attention block trained, in the order they are run (empty: all)")
+    conditioning: Literal["frozen", "class", "text-encoder"] = Field(
+        "class", description="conditioning embedder trained beside them: none, a table of class contexts, or the text encoder"
+    )
+    context_tokens: Count = Field(0, description="tokens of a class context (0: all of the text encoder's; 1: the class embedder of DP-LDM)")
+    caption_column: str = Field("caption", description="column of the manifest that holds the captions (frozen, text-encoder)")
+    prompts: dict[str, str] = Field({}, description="public grammar: label -> caption, also the public list of classes; sampling uses nothing else")
+    privacy: PrivacyOptions = Field(PrivacyOptions(), description="the privacy block")
+    seeds: list[int] = Field([0], description="one model per seed")
+    lr: Rate = Field(1e-3, description="learning rate of AdamW on normalised gradients")
+    adam_epsilon: Rate = Field(1e-8, description="epsilon of AdamW")
+    weight_decay: float = Field(1e-2, ge=0, description="decoupled weight decay of AdamW")
+    warmup: Count = Field(0, description="noisy steps over which the learning rate rises")
+    ema: float = Field(0.0, ge=0, lt=1, description="decay of the average of the weights that is saved, moved by noisy steps only (0: the last weights)")
+    rank: Positive = Field(8, description="rank of a LoRA")
+    alpha: Rate = Field(8.0, description="alpha of a LoRA")
+    target_modules: list[str] = Field(["to_q", "to_k", "to_v", "to_out.0"], description="modules a LoRA adapts")
+    gradients: Literal["auto", "ghost", "hooks"] = Field(
+        "auto", description="how clipped sums are computed: book-keeping with ghost norms, or Opacus's hooks; auto: hooks only with gradient_checkpointing"
+    )
+    physical_batch: Positive = Field(64, description="rows in memory at once; changes speed and memory, never the numbers' meaning")
+    gradient_checkpointing: bool = Field(False, description="trade time for memory (large models; re-entrant, with hooks)")
+    checkpoint_every: Positive = Field(20, description="noisy steps between checkpoints")

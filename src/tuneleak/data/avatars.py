@@ -12,8 +12,12 @@ from tuneleak.data import population, vocabulary
 from tuneleak.errors import InputError
 
 FACE_STYLE = "toon-head"
-# The component whose variant is the class label of a differential-privacy style, and how many variants are used.
-CLASS_COMPONENT = {"cutouts": ("hair", 7), "glyphs": ("shape", 10), "voxel-art": ("top", 10)}
+# The component whose variant is the class label of a differential-privacy style, and the variants used: those that can be told apart at 64 px.
+CLASS_COMPONENT = {
+    "cutouts": ("hair", ("crest", "curls", "fringe", "long", "sidePart", "swoosh", "tufts")),
+    "glyphs": ("shape", tuple(f"variant{number:02d}" for number in range(1, 11))),
+    "gaze": ("shape", ("arch", "circle", "column", "diamond", "pentagon", "pill", "square", "triangle")),
+}
 
 
 @lru_cache(maxsize=64)
@@ -80,7 +84,7 @@ def face_options(identity, photograph):
 
 
 def art_options(style, seed):
-    """DiceBear options of one picture in a style, and the class label if the style has one (else "")."""
+    """DiceBear options of one picture in a style, its class label if the style has one (else ""), and the name of its background colour."""
     rng = random.Random(f"art/{style}/{seed}")
     components = style_definition(style).get("components", {})
     background = rng.choice(list(vocabulary.BACKGROUND_COLOURS))
@@ -96,6 +100,6 @@ def art_options(style, seed):
     label = ""
     if style in CLASS_COMPONENT:
         component, classes = CLASS_COMPONENT[style]
-        label = rng.choice(sorted(components[component]["variants"])[:classes])
+        label = rng.choice(classes)
         options |= {f"{component}Variant": label, f"{component}Probability": 100}
-    return options, label
+    return options, label, background

@@ -13,6 +13,11 @@ def by_artist(name):
     return f"art style of {name}"
 
 
+def by_class(artist, label, background=""):
+    """The prompt of one class of an artist's pictures, and with `background` (a colour's name) of one kind of them."""
+    return f"{by_artist(artist)} {label.lower()}" + (f" {background} background" if background else "")
+
+
 def by_attributes(rng, factors):
     """A description of one face from its `factor_*` values: each attribute is named with probability 3/4, in random order (`rng`: random.Random)."""
     phrases = _phrases(factors)

@@ -21,7 +21,7 @@ PHOTOGRAPH_FACTORS = {"mouth": tuple(v.MOUTH), "eyes": tuple(v.EYES), "eyebrows"
 # One style is one artist. toon-head is kept for faces; styles with non-standard licences are not used at all.
 PUBLIC_STYLES = ["open-peeps", "critters", "personas", "micah", "big-ears", "croodles", "pixel-art", "thumbs", "landscape", "marbles", "moods", "slice"]
 PRIVATE_STYLES = ["adventurer", "clay", "notionists", "fun-emoji", "big-smile", "sprouts", "lorelei", "voxel-bot", "dylan", "cameo", "miniavs", "stack"]
-DP_STYLES = {"dp-near": "cutouts", "dp-far": "glyphs", "dp-tuning": "voxel-art"}
+DP_STYLES = {"dp-near": "cutouts", "dp-far": "glyphs", "dp-tuning": "gaze"}
 
 
 @dataclasses.dataclass(frozen=True)

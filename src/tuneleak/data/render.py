@@ -90,18 +90,14 @@ def _art(name, options):
         random.Random(f"{options.seed}/folds/{style}").shuffle(folds)
         drawings, seen = [], set()
         while len(drawings) < len(folds):
-            drawing, label = avatars.art_options(style, f"{options.seed}/{len(seen)}")
+            drawings.append(avatars.art_options(style, f"{options.seed}/{len(seen)}"))
             seen.add(len(seen))
-            drawings.append((drawing, label))
-        for index, (fold, (drawing, label)) in enumerate(zip(folds, drawings, strict=True)):
+        for index, (fold, (drawing, label, background)) in enumerate(zip(folds, drawings, strict=True)):
             split = ("tune" if number < options.tune_artists else "test") if name == "private-artists" else ""
             concept = artist if name in ("public-artists", "private-artists") else name
-            caption = captions.by_artist(artist) + (f" {label.lower()}" if label else "")
-            plan.append(
-                (
-                    {"image_id": f"{artist}-{index:05d}", "concept": concept, "split": split, "fold": fold, "caption": caption, "label": label, "style": style},
-                    style,
-                    drawing,
-                )
-            )
+            row = {"image_id": f"{artist}-{index:05d}", "concept": concept, "split": split, "fold": fold, "label": label, "style": style}
+            row["caption"] = captions.by_artist(artist) if not label else captions.by_class(artist, label)
+            if label:
+                row["text"] = captions.by_class(artist, label, background)
+            plan.append((row, style, drawing))
     return plan

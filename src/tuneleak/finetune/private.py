@@ -1,0 +1,289 @@
+"""The verb `finetune-private`: DP-SGD on a base's UNet and conditioning embedder (DP-LDM, arXiv 2305.15759, and its ablations).
+
+Writes `<out>/<model_id>/` per seed (a model of a ModelSet; with conditioning=class also `class_embedder.safetensors`; always `privacy.json`, see
+`tuneleak.privacy.record`), `train.csv` (columns model_id, step, update_norm: the length of the noised mean gradient, seconds) and, last, `manifest.csv`. Nothing else about
+the training is written: losses, gradient norms and batch sizes of private pictures are not covered by the guarantee.
+"""
+
+import hashlib
+import shutil
+import time
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from tuneleak import files, runtime
+from tuneleak.data.imageset import ImageSet, as_tensor
+from tuneleak.errors import InputError
+from tuneleak.finetune import checkpoint, methods
+from tuneleak.finetune.objective import Batch, denoising_errors
+from tuneleak.models import modelset, weights
+from tuneleak.models.pipeline import load_base
+from tuneleak.privacy import accounting, conditioned, gradients, mechanism, state, trainable
+from tuneleak.privacy.record import record, sample_rate
+
+RECORD = "privacy.json"
+
+
+def finetune_private(base, images, world, out, options, device="auto"):
+    """Fine-tune `base` on fold `train` of an ImageSet under `options.privacy`, one model per seed.
+
+    base: pipeline folder; images: ImageSet folder; world: name noted in the manifest; out: folder of the ModelSet; options: `PrivateFinetuneOptions`. Always float32:
+    a clip computed in bfloat16 bounds nothing. A killed job continues from its last checkpoint with the same numbers and the same ledger.
+    """
+    device, out = runtime.pick_device(device), modelset.folder_of(out)
+    with runtime.output_lock(out):
+        pictures = _training_set(images, options)
+        (out / "manifest.csv").unlink(missing_ok=True)
+        sigma = 0.0 if options.privacy.noiseless else _noise(options.privacy)
+        loaded = load_base(base, device, "float32")
+        data = _Data(loaded, pictures, options)
+        folder = out / ".checkpoints" / _digest(loaded, pictures, options)
+        folder.mkdir(parents=True, exist_ok=True)
+        notes = [_train_one(loaded, data, world, seed, sigma, options, out, folder) for seed in options.seeds]
+        log = pd.concat([pd.DataFrame(note["log"], columns=["step", "update_norm", "seconds"]).assign(model_id=note["row"]["model_id"]) for note in notes])
+        files.write_csv(out / "train.csv", log[["model_id", "step", "update_norm", "seconds"]])
+        files.write_meta(out / "manifest.csv", options, base=str(base), images=str(images), world=world, device=str(device), trained_weights=notes[0]["trained"])
+        modelset.write(out, [note["row"] for note in notes])
+        shutil.rmtree(out / ".checkpoints", ignore_errors=True)
+
+
+def method_name(options):
+    """The name of what is trained, for manifests and tables: the set of weights, and the range of blocks if not all."""
+    return options.trainable + (f"-{options.blocks[0]}-{options.blocks[1]}" if options.blocks else "")
+
+
+def epsilon_name(privacy):
+    """`1`, `10`, ... or `inf`."""
+    return "inf" if privacy.noiseless else f"{privacy.epsilon:g}"
+
+
+def _training_set(images, options):
+    privacy = options.privacy
+    loaded = ImageSet.load(images)
+    pictures = loaded.where(fold="train")
+    if not len(pictures):
+        raise InputError(f"{loaded.folder} has no pictures in fold 'train'")
+    if privacy.expected_batch > privacy.public_size:
+        raise InputError(f"expected_batch {privacy.expected_batch} exceeds public_size {privacy.public_size}: a picture takes part with probability 1 at most")
+    if privacy.delta * privacy.public_size >= 1:
+        raise InputError(f"delta {privacy.delta:g} is no protection for {privacy.public_size} pictures: publishing one of them at random satisfies it; use less than 1/n")
+    if options.conditioning == "class" and not options.prompts:
+        raise InputError("conditioning=class needs prompts, the public list of classes and their captions; it is never read off the private pictures")
+    if options.conditioning != "class" and options.caption_column not in pictures.table:
+        raise InputError(f"{loaded.folder / 'manifest.csv'} has no column {options.caption_column!r} (caption_column)")
+    return pictures
+
+
+def _noise(privacy):
+    return accounting.noise_multiplier(privacy.epsilon, privacy.delta, sample_rate(privacy), privacy.steps)
+
+
+class _Data:
+    """The private pictures as latents and conditions, encoded once by the frozen public parts."""
+
+    def __init__(self, base, pictures, options):
+        self.base, self.pictures = base, pictures
+        self.latents = torch.cat([base.encode_images(as_tensor(part.pixels())) for part in _parts(pictures)])
+        if tuple(self.latents.shape[1:]) != base.latent_shape:
+            raise InputError(f"{pictures.folder}: latents are {tuple(self.latents.shape[1:])}, the base needs {base.latent_shape}; import with --size {base.image_size[0]}")
+        if options.conditioning == "class":
+            names = list(options.prompts)
+            labels = pictures.table.label if "label" in pictures.table else pictures.table.concept
+            unknown = sorted(set(labels) - set(names))
+            if unknown:
+                raise InputError(f"{pictures.folder}: label {unknown[0]!r} is not in prompts, the public list of classes")
+            self.conditions = torch.tensor([names.index(label) for label in labels], device=base.device)
+        elif options.conditioning == "text-encoder":
+            self.conditions = base.token_ids(list(pictures.table[options.caption_column]))
+        else:
+            captions = sorted(set(pictures.table[options.caption_column]))
+            contexts = torch.cat([base.encode_text(captions[start : start + 64]) for start in range(0, len(captions), 64)])
+            self.conditions = contexts[torch.tensor([captions.index(caption) for caption in pictures.table[options.caption_column]])]
+        self.context_tokens = None
+        self.largest_concept = int(pictures.table.concept.value_counts().max())
+
+    def __len__(self):
+        return len(self.latents)
+
+    def errors_of(self, chosen, noise, timesteps):
+        """What `gradients` calls: errors of the rows (records `chosen`, K adjacent rows each) under a network."""
+        draws = len(noise) // len(chosen)
+        rows = chosen.repeat_interleave(draws).to(self.latents.device)
+        batch = Batch(self.latents[rows], noise.to(self.latents.device), timesteps.to(self.latents.device), self.conditions[rows], torch.ones(1))
+
+        def errors(network):
+            def unet(x_t, t, encoder_hidden_states, return_dict):
+                return (network(x_t, t, encoder_hidden_states),)
+
+            return denoising_errors(unet, batch, self.base.alphas_cumprod, self.base.prediction_type)
+
+        return errors
+
+
+def class_contexts(base, options):
+    """Where the class table starts: the public text encoder's contexts of the public prompts, `(classes, L, d)`; one token is their mean."""
+    contexts = base.encode_text(list(options.prompts.values()))
+    if options.context_tokens == 1:
+        return contexts.mean(1, keepdim=True)
+    return contexts[:, : options.context_tokens or None]
+
+
+def prepare(base, options, seed):
+    """`(network, parameters, selection, embedder)` ready to train: what is not among the parameters is frozen."""
+    tokens = None
+    if options.trainable == "lora":
+        methods.add_lora(base.unet, options.rank, options.alpha, options.target_modules, runtime.generator("dp-lora", seed))
+    if options.conditioning == "class":
+        embedder = conditioned.ClassEmbedder(class_contexts(base, options)).to(base.device)
+        tokens = embedder.shape[0]
+    else:
+        embedder = conditioned.TextEmbedder(base.text_encoder) if options.conditioning == "text-encoder" else None
+    selection = trainable.select(base.unet, options.trainable, options.blocks, tokens)
+    parameters = trainable.apply(base.unet, selection)
+    if embedder is not None:
+        embedder.requires_grad_(True)
+        for name, parameter in embedder.named_parameters():
+            parameter.requires_grad_("position_embedding" not in name)
+        parameters += [parameter for parameter in embedder.parameters() if parameter.requires_grad]
+    if options.gradient_checkpointing:
+        from functools import partial
+
+        from torch.utils.checkpoint import checkpoint as recompute
+
+        base.unet.enable_gradient_checkpointing(partial(recompute, use_reentrant=True))
+        base.unet.train()  # diffusers checkpoints in training mode only; Stable Diffusion's UNet has no dropout
+    return conditioned.Conditioned(base.unet, embedder), parameters, selection, embedder
+
+
+def frozen_digest(network):
+    """SHA-256 of the bytes of everything in `network` that does not require gradients."""
+    digest = hashlib.sha256()
+    held = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    for name in sorted(name for name, tensor in held.items() if not tensor.requires_grad):
+        digest.update(name.encode() + held[name].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _train_one(base, data, world, seed, sigma, options, out, folder):
+    """Train, write and note one model; returns its note."""
+    privacy, method, epsilon = options.privacy, method_name(options), epsilon_name(options.privacy)
+    name = modelset.model_id(world, method, f"eps{epsilon}", f"s{seed}")
+    done = checkpoint.finished(folder, name, out / name)
+    if done:
+        return done
+    network, parameters, selection, embedder = prepare(base, options, seed)
+    before = frozen_digest(network)
+    flat = methods.FlatParameters(parameters)
+    sums = gradients.make(_kind(options), network, parameters, options.gradient_checkpointing)
+    try:
+        trainer = Trainer(data, parameters, flat.vector, sums, sigma, (world, method, epsilon, seed), options)
+        state.load(folder, name, trainer)
+        for step in runtime.progress(range(trainer.step_number, privacy.steps), f"private {method} epsilon {epsilon}"):
+            trainer.step()
+            if (step + 1) % options.checkpoint_every == 0 and step + 1 < privacy.steps:
+                state.save(folder, name, trainer)
+        trainer.finish()
+        if frozen_digest(network) != before:
+            raise RuntimeError("weights that should be frozen have changed; nothing was written")
+        facts = record(trainer.ledger, options, data.largest_concept, flat.vector.numel(), selection)
+        with files.atomic_folder(out / name) as target:
+            _save(base, embedder, options, target)
+            files.write_json(target / RECORD, facts | {"frozen_weights_sha256": before})
+    finally:
+        sums.close()
+        _restore(base, options)
+    row = {"model_id": name, "world": world, "base": base.name, "concept": world, "method": method, "defence": f"epsilon={epsilon}", "seed": seed}
+    row |= {"step": privacy.steps, "caption": "", "n_images": privacy.public_size, "images": "", "file": name, "epsilon": epsilon, "delta": privacy.delta}
+    note = checkpoint.finish(folder, name, out / name, row, [], trained=flat.vector.numel(), log=trainer.log)
+    state.forget(folder, name)
+    return note
+
+
+def _kind(options):
+    return "ghost" if options.gradients == "auto" and not options.gradient_checkpointing else options.gradients
+
+
+class Trainer:
+    """The state of one private training: weights, optimiser, average, ledger, and the step that moves them.
+
+    parameters: in the order of the flat `vector` they are views of; sums: `GhostSums` or `HookSums`; key: names the run, so that all its randomness is its own.
+    """
+
+    def __init__(self, data, parameters, vector, sums, sigma, key, options):
+        self.data, self.parameters, self.vector, self.sums, self.sigma, self.key, self.options = data, parameters, vector, sums, sigma, key, options
+        self.optimizer = torch.optim.AdamW([vector], lr=options.lr, eps=options.adam_epsilon, weight_decay=options.weight_decay)
+        self.average = vector.detach().clone() if options.ema else None
+        self.ledger, self.log, self.step_number = accounting.Ledger(), [], 0
+
+    def step(self):
+        """One noisy step: sample, sum clipped gradients, add noise, update, and only then note it."""
+        privacy, started = self.options.privacy, time.perf_counter()
+        rate = sample_rate(privacy)
+        chosen = mechanism.poisson_batch(len(self.data), rate, *self.key, self.step_number)
+        noisy, draws = mechanism.NoisySum(self.parameters), privacy.multiplicity
+        random = runtime.generator("dp-draws", *self.key, self.step_number)
+        noise = torch.randn(len(chosen) * draws, *self.data.latents.shape[1:], generator=random)
+        timesteps = torch.randint(len(self.data.base.alphas_cumprod), (len(chosen) * draws,), generator=random)
+        first = 0
+        for part in mechanism.physical_batches(chosen, draws, self.options.physical_batch):
+            rows = slice(first * draws, (first + len(part)) * draws)
+            noisy.add(self.sums.clipped(self.data.errors_of(part, noise[rows], timesteps[rows]), len(part), privacy.clip)[0])
+            first += len(part)
+        gradient = noisy.noised(self.sigma, privacy.expected_batch, *self.key, self.step_number)
+        if not bool(torch.isfinite(gradient).all()):
+            raise InputError(f"the gradient is not finite in step {self.step_number + 1}; lower lr")
+        self.vector.grad = gradient
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.options.lr * min(1.0, (self.step_number + 1) / (self.options.warmup + 1))
+        self.optimizer.step()
+        self.ledger.step(self.sigma, rate)
+        self.step_number += 1
+        if self.average is not None:
+            decay = min(self.options.ema, self.step_number / (self.step_number + 9))
+            self.average.lerp_(self.vector.detach(), 1 - decay)
+        self.log.append([self.step_number, float(gradient.norm()), round(time.perf_counter() - started, 3)])
+
+    def finish(self):
+        """Put the averaged weights in place, if there is an average."""
+        if self.average is not None:
+            with torch.no_grad():
+                self.vector.copy_(self.average)
+
+
+def _save(base, embedder, options, folder):
+    if options.trainable == "lora":
+        weights.write_lora(folder, {"unet": base.unet})
+    else:
+        base.unet.save_pretrained(folder / "unet", safe_serialization=True)
+    if options.conditioning == "class":
+        conditioned.save_class_embedder(folder / conditioned.CLASS_FILE, embedder, options.prompts)
+    elif options.conditioning == "text-encoder":
+        base.text_encoder.save_pretrained(folder / "text_encoder", safe_serialization=True)
+
+
+def _restore(base, options):
+    if options.trainable == "lora":
+        weights.detach_lora(base.unet)
+        base.unet.requires_grad_(False)
+        if options.gradient_checkpointing:
+            base.reload("unet")
+    else:
+        base.reload("unet")
+    if options.conditioning == "text-encoder":
+        base.reload("text_encoder")
+
+
+def _parts(pictures, size=512):
+    for start in range(0, len(pictures), size):
+        yield ImageSet(pictures.folder, pictures.table[start : start + size].reset_index(drop=True))
+
+
+def _digest(base, pictures, options):
+    """Names everything the weights depend on, so that no checkpoint is continued under other circumstances."""
+    here = Path(__file__).parent
+    code = [files.sha256(path) for folder in (here, here.parent / "privacy") for path in sorted(folder.glob("*.py"))]
+    networks = [files.sha256(path) for path in sorted(base.folder.glob("*/*.safetensors"))]
+    described = {"options": options.model_dump(exclude={"checkpoint_every", "seeds"}), "pictures": list(pictures.table.sha256), "networks": networks}
+    return files.digest(described | {"code": code, "device": base.device.type, "torch": torch.__version__})

@@ -1,0 +1,67 @@
+"""A UNet together with what turns a label or a caption into its context, so that both are clipped as one."""
+
+import torch
+from torch import nn
+
+from tuneleak.errors import InputError
+
+CLASS_FILE = "class_embedder.safetensors"
+
+
+class ClassEmbedder(nn.Module):
+    """A table of contexts, one per public class: `(n,)` class numbers -> `(n, L, d)`. It starts at given contexts (`(classes, L, d)`)."""
+
+    def __init__(self, contexts):
+        super().__init__()
+        self.shape = tuple(contexts.shape[1:])
+        self.table = nn.Embedding.from_pretrained(contexts.detach().float().flatten(1).clone(), freeze=False)
+
+    def forward(self, classes):
+        return self.table(classes).view(-1, *self.shape)
+
+
+class TextEmbedder(nn.Module):
+    """The text encoder: token ids `(n, L)` -> `(n, L, d)`. Its table of positions stays frozen, since all pictures share it in one row."""
+
+    def __init__(self, text_encoder):
+        super().__init__()
+        self.text_encoder = text_encoder
+
+    def forward(self, ids):
+        return self.text_encoder(ids)[0]
+
+
+class Conditioned(nn.Module):
+    """`forward(x_t (n, C, h, w), t (n,), condition) -> (n, C, h, w)`; without an embedder the condition is the context itself."""
+
+    def __init__(self, unet, embedder=None):
+        super().__init__()
+        self.unet, self.embedder = unet, embedder
+
+    def forward(self, x_t, t, condition):
+        context = condition if self.embedder is None else self.embedder(condition)
+        return self.unet(x_t, t, encoder_hidden_states=context, return_dict=False)[0]
+
+
+def save_class_embedder(path, embedder, classes):
+    """Write the contexts and the names of their classes."""
+    import json
+
+    from safetensors.torch import save_file
+
+    contexts = embedder.table.weight.detach().view(-1, *embedder.shape).float().cpu().contiguous()
+    save_file({"contexts": contexts}, path, metadata={"classes": json.dumps(list(classes))})
+
+
+def load_class_contexts(path, width):
+    """{class: context `(L, d)` float32} of a file of `save_class_embedder`; refused unless it is finite and `width` wide."""
+    import json
+
+    from safetensors import safe_open
+
+    with safe_open(str(path), "pt") as handle:
+        classes = json.loads((handle.metadata() or {}).get("classes", "[]"))
+        contexts = handle.get_tensor("contexts") if "contexts" in handle.keys() else torch.zeros(0)  # noqa: SIM118 (safe_open is no mapping)
+    if contexts.ndim != 3 or len(contexts) != len(classes) or contexts.shape[2] != width or not bool(torch.isfinite(contexts).all()):
+        raise InputError(f"{path} does not hold one finite context of width {width} per class")
+    return dict(zip(classes, contexts.float(), strict=True))

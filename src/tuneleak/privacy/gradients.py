@@ -1,0 +1,143 @@
+"""Sums of clipped gradients, one picture being the unit: sum_i g_i min(1 / C, 1 / ||g_i||) with g_i the mean gradient of picture i over its K draws.
+
+Two ways that agree to rounding: `HookSums` writes every picture's gradient down with Opacus's hooks; `GhostSums` computes norms from activations and then the sum, in
+one backward pass (see `tuneleak.privacy.layers`). The mean over the K draws comes *before* the clip, in both: clipping each draw by itself
+would let one picture weigh up to K C.
+"""
+
+import contextlib
+import warnings
+
+import torch
+
+from tuneleak.errors import InputError
+from tuneleak.privacy import layers
+
+
+def coefficients(norms, clip):
+    """min(1 / C, 1 / ||g||) per picture: after it no picture's share of the sum is longer than 1."""
+    return 1.0 / norms.clamp(min=clip)
+
+
+class HookSums:
+    """Per-picture gradients by Opacus's `GradSampleModule` around `network`, for the parameters that require gradients."""
+
+    def __init__(self, network, parameters):
+        from opacus import GradSampleModule
+
+        self.parameters = list(parameters)
+        self.module = GradSampleModule(network, batch_first=True, loss_reduction="sum", strict=False)
+        wanted = {id(parameter) for parameter in self.parameters}
+        self._layers = [module for module in network.modules() if {id(parameter) for parameter in module.parameters(recurse=False)} & wanted]
+        for layer in self._layers:
+            layer.training = True  # Opacus's hooks are silent otherwise; only layers with trained weights, so no dropout wakes up
+
+    def per_picture(self, errors_of, pictures):
+        """[(pictures, *shape)] of the parameters; `errors_of(network) -> (rows,)`, rows of one picture adjacent."""
+        for parameter in self.parameters:
+            parameter.grad_sample = None
+        errors = errors_of(self.module)
+        draws = len(errors) // pictures
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Full backward hook is firing")  # frozen layers below the first trained one: nothing is missed
+            (errors.sum() / draws).backward()
+        found = []
+        for parameter in self.parameters:
+            sample = getattr(parameter, "grad_sample", None)
+            if sample is None:
+                raise InputError(
+                    "a trained weight has no gradient per picture: a layer is not used, or gradient checkpointing is not the re-entrant kind that hooks need"
+                )
+            found.append(sample.view(pictures, draws, *parameter.shape).sum(1))
+            parameter.grad_sample, parameter.grad = None, None
+        return found
+
+    def clipped(self, errors_of, pictures, clip):
+        """(list of clipped sums, norms `(pictures,)`)."""
+        samples = self.per_picture(errors_of, pictures)
+        norms = sum(sample.flatten(1).square().sum(1) for sample in samples).sqrt()
+        c = coefficients(norms, clip)
+        return [torch.einsum("n,n...->...", c, sample) for sample in samples], norms
+
+    def close(self):
+        """Take the hooks out again."""
+        self.module.to_standard_module()
+        for layer in self._layers:
+            layer.training = False
+        for parameter in self.parameters:
+            for name in ("grad_sample", "_forward_counter"):
+                if hasattr(parameter, name):
+                    delattr(parameter, name)
+
+
+class GhostSums:
+    """Norms without per-picture gradients, for linear, convolution, normalisation and embedding layers; others are refused."""
+
+    def __init__(self, network, parameters):
+        self.network, self.parameters = network, list(parameters)
+        wanted = {id(parameter) for parameter in self.parameters}
+        self.modules, held = [], set()
+        for module in network.modules():
+            own = {id(parameter) for parameter in module.parameters(recurse=False)} & wanted
+            if own and layers.kind_of(module) is None:
+                raise InputError(f"ghost norms do not know the layer {type(module).__name__}; use gradients=hooks")
+            if own & held:
+                raise InputError("two layers share a trained weight; its gradients per picture would be wrong")
+            if own:
+                self.modules.append(module)
+                held |= own
+        if held != wanted:
+            raise InputError("a trained weight belongs to no layer of the network")
+        for parameter in self.parameters:
+            parameter.dp_trained = True
+
+    def clipped(self, errors_of, pictures, clip):
+        """(list of clipped sums, norms `(pictures,)`)."""
+        with self._recording() as seen:
+            errors = errors_of(self.network)
+            (errors.sum() / (len(errors) // pictures)).backward()
+        records = []
+        for module in self.modules:
+            if len(seen.get(module, ())) != 2:
+                raise InputError(f"a trained {type(module).__name__} was not used exactly once in a pass; use gradients=hooks")
+            records.append(layers.kind_of(module)(module, *seen.pop(module), pictures))
+        norms = sum(record.squared_norms() for record in records).sqrt()
+        c, sums = coefficients(norms, clip), {}
+        for record in records:
+            sums |= record.weighted(c)
+        return [sums[parameter] for parameter in self.parameters], norms
+
+    @contextlib.contextmanager
+    def _recording(self):
+        """Collect {module: [input, gradient at the output]}. No weight requires a gradient meanwhile, so that backward computes none of the unclipped sums."""
+        seen, handles = {}, []
+
+        def forward(module, arguments, output):
+            if not output.requires_grad:
+                output.requires_grad_()  # the first trained layers: the graph starts here
+            seen.setdefault(module, []).append(arguments[0].detach())
+            output.register_hook(lambda gradient: seen[module].append(gradient.detach()))
+
+        for parameter in self.parameters:
+            parameter.requires_grad_(False)
+        try:
+            handles = [module.register_forward_hook(forward) for module in self.modules]
+            yield seen
+        finally:
+            for handle in handles:
+                handle.remove()
+            for parameter in self.parameters:
+                parameter.requires_grad_(True)
+
+    def close(self):
+        """Forget the marks on the parameters."""
+        for parameter in self.parameters:
+            if hasattr(parameter, "dp_trained"):
+                del parameter.dp_trained
+
+
+def make(kind, network, parameters, gradient_checkpointing=False):
+    """`GhostSums` or `HookSums` by the option `gradients`."""
+    if kind == "ghost" and gradient_checkpointing:
+        raise InputError("gradients=ghost needs every activation once; with gradient_checkpointing use hooks or auto")
+    return (HookSums if kind == "hooks" or gradient_checkpointing else GhostSums)(network, parameters)

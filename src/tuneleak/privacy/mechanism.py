@@ -1,0 +1,38 @@
+"""The noisy step of DP-SGD (Abadi et al. 2016) with normalised clipping: what is sampled, summed, noised and counted.
+
+One step: every record takes part independently with probability q; the clipped sum S = sum_i g_i min(1 / C, 1 / ||g_i||) changes by at most 1 when a record is added or
+removed; the update is (S + sigma N(0, I)) / B with the public expected batch B = q * public_size, never the number drawn. An empty draw is a step like any other.
+"""
+
+import torch
+
+from tuneleak import runtime
+
+
+def poisson_batch(records, sample_rate, *key):
+    """Positions of the records that take part in a step, each independently with probability `sample_rate`; `key` names the step."""
+    return (torch.rand(records, generator=runtime.generator("poisson", *key)) < sample_rate).nonzero().flatten()
+
+
+def physical_batches(chosen, draws, rows):
+    """Cut the records of a logical batch so that none of the pieces holds more than `rows` rows of `draws` each (one record at least)."""
+    return chosen.split(max(1, rows // draws)) if len(chosen) else ()
+
+
+class NoisySum:
+    """The clipped sum of one logical batch, added up over physical ones in float32, and its noised mean."""
+
+    def __init__(self, parameters):
+        self.total = [torch.zeros_like(parameter, dtype=torch.float32) for parameter in parameters]
+
+    def add(self, sums):
+        """Take in one physical batch."""
+        for total, part in zip(self.total, sums, strict=True):
+            total += part.detach()
+
+    def noised(self, noise_multiplier, expected_batch, *key):
+        """(S + sigma N(0, I)) / B as one flat vector, in the order of the parameters; `key` seeds the noise."""
+        flat = torch.cat([total.flatten() for total in self.total])
+        if noise_multiplier:
+            flat = flat + noise_multiplier * torch.randn(len(flat), generator=runtime.generator("dp-noise", *key)).to(flat.device)
+        return flat / expected_batch
