@@ -363,3 +363,27 @@ class PrivateFinetuneOptions(Options):
     physical_batch: Positive = Field(64, description="rows in memory at once; changes speed and memory, never the numbers' meaning")
     gradient_checkpointing: bool = Field(False, description="trade time for memory (large models; re-entrant, with hooks)")
     checkpoint_every: Positive = Field(20, description="noisy steps between checkpoints")
+
+
+class SampleOptions(Options):
+    """Pictures drawn under the prompts of a public grammar, equally many of each."""
+
+    prompts: dict[str, str] = Field({}, description="public grammar: label -> caption")
+    samples: Positive = Field(1000, description="pictures per model, spread evenly over the prompts")
+    steps: Positive = Field(20, description="sampler steps")
+    guidance_scale: float = Field(1.0, ge=0, description="classifier-free guidance (1: none, one network call a step)")
+    batch: Positive = Field(100, description="pictures in one batch")
+    seed: int = Field(0, description="seed of the starting noise, the same for every model")
+
+
+class DpUtilityOptions(Options):
+    """What privately trained models are good for: distance to real pictures, and classifiers trained on what they draw."""
+
+    classifiers: list[Literal["logistic", "cnn", "resnet9", "wrn-40-4"]] = Field(["logistic", "cnn"], description="trained on synthetic, tested once on real")
+    classifier_size: Positive = Field(32, description="side to which pictures are shrunk for the classifiers")
+    classifier_epochs: Positive = Field(10, description="passes over the synthetic pictures; fixed, never chosen on the test set")
+    classifier_width: Positive = Field(16, description="channels of the first convolution (cnn, resnet9)")
+    distance_samples: Positive = Field(1000, description="pictures on either side of a Frechet distance, whose bias depends on their number")
+    replicates: Positive = Field(50, description="bootstrap replicates of a Frechet distance")
+    confidence: Fraction = Field(0.95, description="coverage of an interval")
+    seed: int = Field(0, description="seed of classifiers and bootstrap")

@@ -1,0 +1,63 @@
+"""The verb `sample-classes`: labelled pictures of the base and of privately tuned models under public prompts; never a private caption.
+
+Writes an ImageSet whose `concept` is the model (`base` for the base) with the columns `label`, `model_id`, `method`, `defence` and `seed`.
+"""
+
+import torch
+
+from tuneleak import files, runtime
+from tuneleak.data import imageset
+from tuneleak.data.imageset import from_tensor
+from tuneleak.errors import InputError
+from tuneleak.finetune.generate import guided_latents, starting_noise
+from tuneleak.models.modelset import ModelSet
+from tuneleak.models.pipeline import load_base, load_tuned
+from tuneleak.privacy.conditioned import CLASS_FILE, load_class_contexts
+
+
+def sample_classes(base, out, options, models=None, device="auto", dtype="float32"):
+    """Draw `options.samples` pictures per model of the ModelSet `models`, or of the base alone without one. All models start from the same noise.
+
+    base: pipeline folder; out: folder of the ImageSet; options: `SampleOptions`.
+    """
+    if not options.prompts:
+        raise InputError("sample-classes needs prompts: label -> caption")
+    device = runtime.pick_device(device)
+    loaded = load_base(base, device, dtype)
+    rows, pictures = [], []
+    if models is None:
+        _draw(loaded, loaded, {}, {"model_id": "base", "method": "base", "defence": "epsilon=0", "seed": "0"}, options, rows, pictures)
+    else:
+        modelset = ModelSet.load(models)
+        for row in modelset.rows():
+            file = modelset.path(row) / CLASS_FILE
+            contexts = load_class_contexts(file, loaded.unet.config.cross_attention_dim) if file.is_file() else {}
+            with load_tuned(loaded, modelset, row) as tuned:
+                _draw(loaded, tuned, contexts, {name: row[name] for name in ("model_id", "method", "defence", "seed")}, options, rows, pictures)
+    imageset.write(out, rows, pictures)
+    files.write_meta(f"{out}/manifest.csv", options, base=str(base), models=str(models or ""), pictures=len(rows))
+
+
+def _draw(base, model, contexts, facts, options, rows, pictures):
+    labels = list(options.prompts)
+    turn = [labels[index % len(labels)] for index in range(options.samples)]
+    null = model.encode_text([""])
+    known = {label: contexts[label][None].to(base.device) if label in contexts else model.encode_text([caption]) for label, caption in options.prompts.items()}
+    for label in runtime.progress(labels, f"sample {facts['model_id']}"):
+        indices = [index for index, other in enumerate(turn) if other == label]
+        for first in range(0, len(indices), options.batch):
+            part = indices[first : first + options.batch]
+            noise = starting_noise(base.latent_shape, *(("sample-classes", options.seed, index) for index in part))
+            latents = _latents(base, model, null, known[label], noise, options)
+            for index, pixels in zip(part, from_tensor(base.decode(latents)), strict=True):
+                rows.append({"image_id": f"{facts['model_id']}-{index:06d}", "concept": facts["model_id"], "caption": options.prompts[label], "label": label, **facts})
+                pictures.append(pixels)
+
+
+@torch.inference_mode()
+def _latents(base, model, null, context, noise, options):
+    if options.guidance_scale == 1:
+        return base.sample(lambda x, t: model.noise_pred(x, t, context.expand(len(x), -1, -1)), noise, options.steps)
+    if context.shape[1] != null.shape[1]:
+        raise InputError("guidance mixes contexts of one length only; a model with fewer context tokens is sampled with guidance_scale 1")
+    return guided_latents(base, model.noise_pred, null, context, noise, options.steps, options.guidance_scale)

@@ -1,0 +1,143 @@
+"""The verb `evaluate dp-ldm`: utility under each privacy budget, with intervals, as rows of the metrics table.
+
+Columns are those of `tuneleak.metrics.finextract.COLUMNS`. `system` is dp-ldm, `attack` empty, `method` the trained set (`base`: the public base; `real`: real
+pictures, a bound), `defence` the budget (`epsilon=0` is the base, `epsilon=inf` training without noise). The unit is the training run: with two or more seeds the
+interval is Student's over runs (`interval=runs`), with one it is over pictures (`interval=images`) and speaks of that run only. Differences
+(`attention-minus-base`, `attention-minus-all`, `epsilon=10-minus-epsilon=1`) are paired by seed, or for one seed by picture (accuracies) or taken as independent (distances).
+"""
+
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from tuneleak import files
+from tuneleak.errors import InputError
+from tuneleak.metrics.dp_utility import COLUMNS as UTILITY
+from tuneleak.metrics.finextract import COLUMNS, DECIMALS
+
+GROUP = ["world", "base", "method", "defence", "metric", "block"]
+REFERENCE = "attention"  # the method that others are compared with
+FACTS = {"epsilon": "epsilon spent", "epsilon_pld": "epsilon spent (PLD)", "noise_multiplier": "noise multiplier", "trained_weights": "trained weights"}
+
+
+def evaluate(utility, out, options, models=(), audits=()):
+    """Write the metrics table of the DP-LDM study.
+
+    utility: utility.csv files of `measure dp-ldm`; models: ModelSets of `finetune-private` (their privacy.json); audits: audit.csv files of `audit`; options: `EvaluateOptions`.
+    """
+    table = read_utility(utility)
+    rows = [_summary(key, group, options.confidence) for key, group in table.groupby(GROUP, sort=True)]
+    rows += _differences(table, options.confidence)
+    for folder in models:
+        rows += _facts(Path(folder))
+    for path in audits:
+        rows += pd.read_csv(path, dtype={"seeds": str}, keep_default_na=False).to_dict("records")
+    result = pd.DataFrame(rows, columns=COLUMNS)
+    result[["value", "ci_low", "ci_high"]] = result[["value", "ci_low", "ci_high"]].astype(float).round(DECIMALS)
+    twice = result[result.duplicated(list(COLUMNS[:8]))]
+    if len(twice):
+        raise InputError(f"two rows describe the same number: {twice.iloc[0].to_dict()}; was a shard given twice?")
+    files.write_csv(out, result)
+    files.write_meta(out, options, utility=[str(path) for path in utility], models=[str(path) for path in models])
+
+
+def read_utility(paths):
+    """Read and join utility.csv files; `InputError` on missing columns or a model measured twice."""
+    tables = []
+    for path in paths:
+        if not Path(path).is_file():
+            raise InputError(f"{path}: no such file")
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        missing = [name for name in UTILITY if name not in table]
+        if missing:
+            raise InputError(f"{path} lacks the columns {', '.join(missing)}; it is not a utility.csv of `tuneleak measure dp-ldm`")
+        tables.append(table)
+    if not tables:
+        raise InputError("there is no utility to evaluate")
+    table = pd.concat(tables, ignore_index=True)
+    numbers = ["value", "ci_low", "ci_high", "standard_error", "n"]
+    table[numbers] = table[numbers].apply(pd.to_numeric)
+    twice = table[table.duplicated([*GROUP, "seed"])]
+    if len(twice):
+        raise InputError(f"method {twice.iloc[0].method!r}, {twice.iloc[0].defence!r}, seed {twice.iloc[0].seed!r} was measured twice")
+    return table
+
+
+def over_runs(values, confidence):
+    """(mean, low, high) over two or more training runs: Student's interval."""
+    values = np.asarray(values, dtype=float)
+    half = stats.t.ppf(0.5 + confidence / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return values.mean(), values.mean() - half, values.mean() + half
+
+
+def _summary(key, group, confidence):
+    facts = dict(zip(GROUP, key, strict=True))
+    if len(group) > 1:
+        return _row(facts, *over_runs(group.value, confidence), "runs", len(group), group.seed)
+    row = group.iloc[0]
+    sampled = "" if row.ci_low == row.ci_high == row.value else "images"
+    return _row(facts, row.value, row.ci_low, row.ci_high, sampled, int(row.n), group.seed)
+
+
+def _differences(table, confidence):
+    rows = []
+    models = table[(table.block == "") & (table.method != "real")]
+    for (world, base, metric), group in models.groupby(["world", "base", "metric"], sort=True):
+        cells = {key: cell.set_index("seed") for key, cell in group.groupby(["method", "defence"], sort=True)}
+        public = next((cell for (method, _), cell in cells.items() if method == "base"), None)
+        trained = {key: cell for key, cell in cells.items() if key[0] != "base"}
+        pairs = []
+        if public is not None:
+            pairs += [({"method": f"{method}-minus-base", "defence": defence}, cell, public) for (method, defence), cell in trained.items()]
+        for (method, defence), cell in trained.items():
+            if method != REFERENCE and (REFERENCE, defence) in trained:
+                pairs.append(({"method": f"{REFERENCE}-minus-{method}", "defence": defence}, trained[REFERENCE, defence], cell))
+        for method in sorted({name for name, _ in trained}):
+            budgets = sorted((defence for name, defence in trained if name == method), key=lambda name: float(name.partition("=")[2]))
+            for low, high in combinations(budgets, 2):
+                pairs.append(({"method": method, "defence": f"{high}-minus-{low}"}, trained[method, high], trained[method, low]))
+        facts = {"world": world, "base": base, "metric": metric, "block": ""}
+        rows += [_difference(facts | names, first, second, confidence) for names, first, second in pairs]
+    return [row for row in rows if row]
+
+
+def _difference(facts, first, second, confidence):
+    seeds = [seed for seed in first.index if seed in second.index]
+    if len(second) == 1 and len(first) > 1 and "-minus-base" in facts["method"]:
+        values = first.value - second.value.iloc[0]  # the base is one and the same for every run
+        return _row(facts, *over_runs(values, confidence), "runs", len(values), first.index)
+    if len(seeds) > 1:
+        return _row(facts, *over_runs(first.value[seeds] - second.value[seeds], confidence), "runs", len(seeds), seeds)
+    if not seeds and len(second) > 1:
+        return None
+    one, other = first.loc[seeds[0]] if seeds else first.iloc[0], second.loc[seeds[0]] if seeds else second.iloc[0]
+    value = one.value - other.value
+    if one.image_hits and len(one.image_hits) == len(other.image_hits):
+        change = np.array([int(a) - int(b) for a, b in zip(one.image_hits, other.image_hits, strict=True)], dtype=float)
+        error = change.std(ddof=1) / np.sqrt(len(change))
+    else:
+        error = np.hypot(one.standard_error, other.standard_error)
+    half = stats.norm.ppf(0.5 + confidence / 2) * error
+    return _row(facts, value, value - half, value + half, "images", int(min(one.n, other.n)), [first.index[0]])
+
+
+def _facts(folder):
+    """What the privacy.json files of a ModelSet say, once per budget (all seeds of a cell share it)."""
+    folder = folder.parent if folder.name == "manifest.csv" else folder
+    manifest, rows = pd.read_csv(folder / "manifest.csv", dtype=str, keep_default_na=False), []
+    for (world, base, method, defence), group in manifest.groupby(["world", "base", "method", "defence"]):
+        facts = files.read_json(files.inside(folder, f"{group.file.iloc[0]}/privacy.json"))
+        for name, metric in FACTS.items():
+            if facts[name] != "infinity":
+                key = {"world": world, "base": base, "method": method, "defence": defence, "metric": metric, "block": ""}
+                rows.append(_row(key, facts[name], facts[name], facts[name], "", facts["steps"], group.seed))
+    return rows
+
+
+def _row(facts, value, low, high, interval, n, seeds):
+    setting = "; ".join(part for part in (f"concept={facts['block']}" if facts["block"] else "", f"interval={interval}" if interval else "") if part)
+    row = {"system": "dp-ldm", "attack": "", "setting": setting, "value": value, "ci_low": low, "ci_high": high, "n": n}
+    return row | {name: facts[name] for name in ("world", "base", "method", "defence", "metric")} | {"seeds": ";".join(map(str, seeds))}
