@@ -18,7 +18,7 @@ include: "workflow/rules/common.smk"
 wildcard_constraints:
     images=one_of(study.images),
     base=one_of(study.bases),
-    world=one_of(study.worlds),
+    world=one_of(study.worlds + study.dp_ldm.worlds),
     method=one_of(recipe.options.method for recipe in study.finetune),
     attack=one_of(study.finextract.attacks + [grid.attack for grid in study.finextract.grid]),
     embedder=one_of(study.training.embedders),
@@ -29,6 +29,9 @@ wildcard_constraints:
     defence=one_of(weights_defences()),
     steps="total|per-image",
     shard="[0-9]+",
+    recipe=one_of(study.dp_ldm.recipes),
+    epsilon="[0-9.]+|inf",
+    audit=one_of(study.dp_ldm.audits),
 
 
 include: "workflow/rules/data.smk"
@@ -36,6 +39,7 @@ include: "workflow/rules/bases.smk"
 include: "workflow/rules/finetune.smk"
 include: "workflow/rules/extraction.smk"
 include: "workflow/rules/weights.smk"
+include: "workflow/rules/privacy.smk"
 include: "workflow/rules/metrics.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/resources.smk"

@@ -52,6 +52,20 @@ def rows(study):
         tuned = sum(_calls(knobs.tune_generations_per_image, knobs.steps, grid.attack) * len(grid.guidance) for grid in knobs.grid)
         sampling = options.images_per_concept * (models["test"] * tested + models["tune"] * tuned)
         yield {"world": recipe.world, "method": options.method, "models": sum(models.values()), "training": training, "sampling": sampling}
+    yield from private_rows(study.dp_ldm)
+
+
+def private_rows(study):
+    """One dict per world and method of the DP-LDM study: all budgets together; `base` is the public base, which is drawn from and not trained."""
+    drawn = study.sample.samples * study.sample.steps * (1 if study.sample.guidance_scale == 1 else 2)
+    for world in study.worlds:
+        yield {"world": world.name, "method": "dp base", "models": 0, "training": 0, "sampling": drawn}
+        for name in {recipe.name: None for place, recipe, _ in study.cells() if place is world}:
+            cells = [(recipe, epsilon) for place, recipe, epsilon in study.cells() if place is world and recipe.name == name]
+            options = cells[0][0].options
+            models, privacy = len(cells) * len(options.seeds), options.privacy
+            training = TRAINING_CALLS * privacy.expected_batch * privacy.multiplicity * privacy.steps
+            yield {"world": world.name, "method": f"dp {name}", "models": models, "training": models * training, "sampling": models * drawn}
 
 
 def weights_rows(study):

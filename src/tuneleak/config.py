@@ -9,11 +9,13 @@ from pydantic import Field, ValidationError, model_validator
 from tuneleak.errors import InputError
 from tuneleak.options import (
     Attack,
+    AuditOptions,
     AutoencoderOptions,
     BaseOptions,
     ClusterOptions,
     CollectOptions,
     Count,
+    DpUtilityOptions,
     EmbedderOptions,
     EvaluateOptions,
     FinetuneOptions,
@@ -23,6 +25,9 @@ from tuneleak.options import (
     Options,
     PopulationOptions,
     Positive,
+    PrivateFinetuneOptions,
+    Rate,
+    SampleOptions,
     SizeOptions,
     TransformOptions,
     WeightsRunOptions,
@@ -144,6 +149,73 @@ class Finextract(Options):
     evaluate: EvaluateOptions = Field(description="metrics and intervals")
 
 
+class DpWorld(Options):
+    """A private set to train on under differential privacy, and what is public about it."""
+
+    name: str = Field(description="name of the world")
+    base: str = Field(description="public base that is fine-tuned")
+    images: str = Field(description="image set with folds train (private) and test (real held-outs, for utility)")
+    prompts: dict[str, str] = Field(description="public grammar: label -> caption; the public list of classes")
+    endings: list[str] = Field([], description="further words of the public grammar, appended in turn when a text-conditional model is sampled")
+
+
+class DpRecipe(Options):
+    """How one trained set is trained; tuned on the public tuning style with one budget for all, then frozen."""
+
+    name: str = Field(description="name of the method: attention, all, lora, ...")
+    worlds: list[str] = Field([], description="worlds it runs in (empty: all)")
+    options: PrivateFinetuneOptions = Field(description="the knobs; prompts and epsilon are filled in")
+
+
+class DpAudit(Options):
+    """One audit."""
+
+    name: str = Field(description="name of the audit")
+    world: str = Field(description="world whose pictures stand beside the canaries")
+    epsilon: Rate = Field(description="claimed epsilon")
+    training: PrivateFinetuneOptions = Field(description="the audited training; prompts and epsilon are filled in")
+    options: AuditOptions = Field(description="canaries and guesses")
+
+
+class DpLdm(Options):
+    """The DP-LDM study."""
+
+    embedder: str = Field(description="network behind the Frechet distance")
+    worlds: list[DpWorld] = Field(description="private sets")
+    recipes: list[DpRecipe] = Field(description="methods")
+    epsilons: list[Rate] = Field(description="budgets; 0, the public base, is always reported")
+    noiseless: bool = Field(description="also train with clipping but no noise (epsilon is infinite)")
+    sample: SampleOptions = Field(description="pictures drawn from each model; prompts are filled in")
+    utility: DpUtilityOptions = Field(description="what they are good for")
+    audits: list[DpAudit] = Field(description="audits, in runs of their own")
+
+    def cells(self):
+        """(world, recipe, epsilon name) of every training: budgets ascending, `inf` last."""
+        names = [f"{epsilon:g}" for epsilon in sorted(self.epsilons)] + (["inf"] if self.noiseless else [])
+        return [(world, recipe, name) for world in self.worlds for recipe in self.recipes if world.name in (recipe.worlds or [world.name]) for name in names]
+
+    def training(self, world, recipe, epsilon):
+        """The options of one cell; the budget and the public grammar are filled in."""
+        change = {"noiseless": True} if epsilon == "inf" else {"epsilon": float(epsilon)}
+        privacy = recipe.options.privacy.model_copy(update=change)
+        return recipe.options.model_copy(update={"privacy": privacy, "prompts": world.prompts})
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        worlds = {world.name for world in self.worlds}
+        for group, items in {"worlds": self.worlds, "recipes": self.recipes, "audits": self.audits}.items():
+            names = [item.name for item in items]
+            for name in names:
+                if names.count(name) > 1 or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]*", name):
+                    raise ValueError(f"dp_ldm.{group}: {name!r} must be unique and becomes a folder; use letters, digits, dots and hyphens only")
+        for name in [name for recipe in self.recipes for name in recipe.worlds] + [audit.world for audit in self.audits]:
+            if name not in worlds:
+                raise ValueError(f"dp_ldm: {name!r} is not in dp_ldm.worlds")
+        if len({f"{epsilon:g}" for epsilon in self.epsilons}) < len(self.epsilons):
+            raise ValueError("dp_ldm.epsilons: a budget occurs twice")
+        return self
+
+
 class EmbedderPlan(EmbedderOptions):
     """An embedder and what it is trained on: never the folds that bases are trained on or tested with."""
 
@@ -225,6 +297,15 @@ class Config(Options):
     finetune: list[Recipe] = Field(description="fine-tuning recipes")
     finextract: Finextract = Field(description="the FineXtract study")
     lora_weights: LoraWeights = Field(description="the study of LoRA weights")
+    dp_ldm: DpLdm = Field(description="the DP-LDM study")
+
+    @model_validator(mode="after")
+    def _dp_names_exist(self):
+        images, bases = ({item.name for item in group} for group in (self.images, self.bases))
+        for world in self.dp_ldm.worlds:
+            if world.images not in images or world.base not in bases:
+                raise ValueError(f"dp_ldm.worlds: {world.name!r} uses image set {world.images!r} and base {world.base!r}; one of them is not listed")
+        return self
 
     @model_validator(mode="after")
     def _names_exist(self):

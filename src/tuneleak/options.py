@@ -328,7 +328,9 @@ class PrivacyOptions(Options):
     epsilon: float = Field(10.0, gt=0, description="budget; with `noiseless`, ignored")
     noiseless: bool = Field(False, description="clip but add no noise: epsilon is infinite")
     delta: float = Field(1e-5, gt=0, lt=1, description="probability with which epsilon may fail to hold; below 1 over the number of pictures")
-    expected_batch: Positive = Field(1024, description="pictures in a step on average; each takes part independently with probability expected_batch / public_size")
+    expected_batch: Positive = Field(
+        1024, description="pictures in a step on average; each takes part independently with probability expected_batch / public_size"
+    )
     public_size: Positive = Field(8000, description="size of the private set as it is made public: the true number is itself private")
     steps: Positive = Field(40, description="noisy steps")
     clip: Rate = Field(1e-3, description="norm C to which a picture's gradient is clipped; gradients are divided by it, so no learning rate depends on it")
@@ -369,6 +371,7 @@ class SampleOptions(Options):
     """Pictures drawn under the prompts of a public grammar, equally many of each."""
 
     prompts: dict[str, str] = Field({}, description="public grammar: label -> caption")
+    endings: list[str] = Field([], description="further words of the grammar, appended to every caption in turn (text-conditional models)")
     samples: Positive = Field(1000, description="pictures per model, spread evenly over the prompts")
     steps: Positive = Field(20, description="sampler steps")
     guidance_scale: float = Field(1.0, ge=0, description="classifier-free guidance (1: none, one network call a step)")
@@ -387,3 +390,18 @@ class DpUtilityOptions(Options):
     replicates: Positive = Field(50, description="bootstrap replicates of a Frechet distance")
     confidence: Fraction = Field(0.95, description="coverage of an interval")
     seed: int = Field(0, description="seed of classifiers and bootstrap")
+
+
+class AuditOptions(Options):
+    """An audit of private training in runs of its own, since canaries spoil what a model is good for."""
+
+    canaries: Literal["dirac", "pictures"] = Field(
+        "dirac", description="dirac: gradients on one coordinate each, seen by who sees the updates; pictures: noise"
+    )
+    count: Positive = Field(1000, description="canaries, each put in by a fair coin")
+    guesses: Positive = Field(200, description="canaries guessed about, half of them in and half out; fixed beforehand, the others are abstained on")
+    runs: Positive = Field(1, description="independent runs; the confidence is split over them")
+    pictures: Count = Field(0, description="real training pictures beside the canaries (dirac; 0: the worst case, in which all other gradients vanish)")
+    draws: Positive = Field(8, description="timesteps and noises over which the score of a picture is averaged")
+    confidence: Fraction = Field(0.95, description="confidence of the lower bound")
+    seed: int = Field(0, description="seed of coins, canaries and training")

@@ -34,6 +34,7 @@ CURVE_EMBEDDERS = ["copy-b", "identity-b", "factors"]  # behind a base's trainin
 FIGURES = ["pictures", "similarity", "guidance", "theory"]
 WEIGHTS_FIGURES = ["weights-reconstructions", "weights-attacks", "weights-defences", "weights-scaling"]
 TABLES = ["finextract", "finextract_thresholds", "finextract_controls"]
+DP_FIGURES = ["tradeoff", "samples", "weights", "sigma", "audit"]
 GPU = min(study.gpus, 1)  # GPUs of a job that can use one
 DEVICE = "cpu" if study.device == "auto" and not GPU else study.device
 
@@ -452,6 +453,103 @@ def second_flag(wildcards, input):
 
 def trunk_flag(wildcards):
     return f"--trunk {shlex.quote(study.lora_weights.trunk)}" if study.lora_weights.trunk else ""
+
+
+# --- DP-LDM ----------------------------------------------------------------------------------------------------------------------------
+
+
+def dp_world(wildcards):
+    return one(study.dp_ldm.worlds, name=wildcards.world)
+
+
+def dp_images(wildcards):
+    return f"{RESULTS}/data/{dp_world(wildcards).images}/manifest.csv"
+
+
+def dp_base_folder(wildcards):
+    source = one(study.bases, name=dp_world(wildcards).base)
+    return source.path if source.kind == "folder" else f"{RESULTS}/bases/{source.name}"
+
+
+def dp_base(wildcards):
+    return f"{dp_base_folder(wildcards)}/model_index.json"
+
+
+def dp_training(wildcards):
+    recipe = one(study.dp_ldm.recipes, name=wildcards.recipe)
+    return as_json(study.dp_ldm.training(dp_world(wildcards), recipe, wildcards.epsilon))
+
+
+def dp_sampling(wildcards):
+    world = dp_world(wildcards)
+    return as_json(study.dp_ldm.sample, prompts=world.prompts, endings=world.endings)
+
+
+def dp_models(world=None):
+    """The manifests of all trainings, or of one world's."""
+    cells = [cell for cell in study.dp_ldm.cells() if world in (None, cell[0].name)]
+    return [f"{RESULTS}/dp/{place.name}/{recipe.name}/{epsilon}/manifest.csv" for place, recipe, epsilon in cells]
+
+
+def dp_models_of_world(wildcards):
+    return dp_models(wildcards.world)
+
+
+def dp_samples_of_world(wildcards):
+    trained = [path.replace("/dp/", "/dp-samples/", 1) for path in dp_models(wildcards.world)]
+    return [f"{RESULTS}/dp-samples/{wildcards.world}/base/manifest.csv", *trained]
+
+
+def dp_utility():
+    """Per world: what its models are good for, and the real pictures in their place."""
+    return [f"{RESULTS}/dp/{world.name}/{part}.csv" for world in study.dp_ldm.worlds for part in ("real", "utility")]
+
+
+def dp_audits():
+    return [f"{RESULTS}/dp/audits/{item.name}.csv" for item in study.dp_ldm.audits]
+
+
+def dp_audit(wildcards):
+    return one(study.dp_ldm.audits, name=wildcards.audit)
+
+
+def dp_audit_world(wildcards):
+    return one(study.dp_ldm.worlds, name=dp_audit(wildcards).world)
+
+
+def dp_audit_images(wildcards):
+    return f"{RESULTS}/data/{dp_audit_world(wildcards).images}/manifest.csv"
+
+
+def dp_audit_base_folder(wildcards):
+    source = one(study.bases, name=dp_audit_world(wildcards).base)
+    return source.path if source.kind == "folder" else f"{RESULTS}/bases/{source.name}"
+
+
+def dp_audit_base(wildcards):
+    return f"{dp_audit_base_folder(wildcards)}/model_index.json"
+
+
+def dp_audit_training(wildcards):
+    audit, world = dp_audit(wildcards), dp_audit_world(wildcards)
+    privacy = audit.training.privacy.model_copy(update={"epsilon": audit.epsilon})
+    return as_json(audit.training, privacy=privacy, prompts=world.prompts)
+
+
+def dp_audit_options(wildcards):
+    return as_json(dp_audit(wildcards).options)
+
+
+def dp_audit_world_name(wildcards):
+    return dp_audit(wildcards).world
+
+
+def folders_of_samples(wildcards, input):
+    return [str(Path(path).parent) for path in input.samples]
+
+
+def folders_of_models(wildcards, input):
+    return [str(Path(path).parent) for path in input.models]
 
 
 def files_below(folder, *patterns):

@@ -1,7 +1,8 @@
 """The verb `finetune-private`: DP-SGD on a base's UNet and conditioning embedder (DP-LDM, arXiv 2305.15759, and its ablations).
 
 Writes `<out>/<model_id>/` per seed (a model of a ModelSet; with conditioning=class also `class_embedder.safetensors`; always `privacy.json`, see
-`tuneleak.privacy.record`), `train.csv` (columns model_id, step, update_norm: the length of the noised mean gradient, seconds) and, last, `manifest.csv`. Nothing else about
+`tuneleak.privacy.record`), `train.csv` (columns model_id, step, update_norm: the length of the noised mean gradient, seconds) and, last,
+`manifest.csv`. Nothing else about
 the training is written: losses, gradient norms and batch sizes of private pictures are not covered by the guarantee.
 """
 
@@ -29,22 +30,25 @@ RECORD = "privacy.json"
 def finetune_private(base, images, world, out, options, device="auto"):
     """Fine-tune `base` on fold `train` of an ImageSet under `options.privacy`, one model per seed.
 
-    base: pipeline folder; images: ImageSet folder; world: name noted in the manifest; out: folder of the ModelSet; options: `PrivateFinetuneOptions`. Always float32:
+    base: pipeline folder; images: ImageSet folder; world: name noted in the manifest; out: folder of the ModelSet; options:
+    `PrivateFinetuneOptions`. Always float32:
     a clip computed in bfloat16 bounds nothing. A killed job continues from its last checkpoint with the same numbers and the same ledger.
     """
     device, out = runtime.pick_device(device), modelset.folder_of(out)
     with runtime.output_lock(out):
         pictures = _training_set(images, options)
         (out / "manifest.csv").unlink(missing_ok=True)
-        sigma = 0.0 if options.privacy.noiseless else _noise(options.privacy)
         loaded = load_base(base, device, "float32")
         data = _Data(loaded, pictures, options)
+        sigma = 0.0 if options.privacy.noiseless else _noise(options.privacy)
         folder = out / ".checkpoints" / _digest(loaded, pictures, options)
         folder.mkdir(parents=True, exist_ok=True)
         notes = [_train_one(loaded, data, world, seed, sigma, options, out, folder) for seed in options.seeds]
         log = pd.concat([pd.DataFrame(note["log"], columns=["step", "update_norm", "seconds"]).assign(model_id=note["row"]["model_id"]) for note in notes])
         files.write_csv(out / "train.csv", log[["model_id", "step", "update_norm", "seconds"]])
-        files.write_meta(out / "manifest.csv", options, base=str(base), images=str(images), world=world, device=str(device), trained_weights=notes[0]["trained"])
+        files.write_meta(
+            out / "manifest.csv", options, base=str(base), images=str(images), world=world, device=str(device), trained_weights=notes[0]["trained"]
+        )
         modelset.write(out, [note["row"] for note in notes])
         shutil.rmtree(out / ".checkpoints", ignore_errors=True)
 
@@ -68,7 +72,9 @@ def _training_set(images, options):
     if privacy.expected_batch > privacy.public_size:
         raise InputError(f"expected_batch {privacy.expected_batch} exceeds public_size {privacy.public_size}: a picture takes part with probability 1 at most")
     if privacy.delta * privacy.public_size >= 1:
-        raise InputError(f"delta {privacy.delta:g} is no protection for {privacy.public_size} pictures: publishing one of them at random satisfies it; use less than 1/n")
+        raise InputError(
+            f"delta {privacy.delta:g} is no protection for {privacy.public_size} pictures: publishing one of them at random satisfies it; use less than 1/n"
+        )
     if options.conditioning == "class" and not options.prompts:
         raise InputError("conditioning=class needs prompts, the public list of classes and their captions; it is never read off the private pictures")
     if options.conditioning != "class" and options.caption_column not in pictures.table:
@@ -87,7 +93,9 @@ class _Data:
         self.base, self.pictures = base, pictures
         self.latents = torch.cat([base.encode_images(as_tensor(part.pixels())) for part in _parts(pictures)])
         if tuple(self.latents.shape[1:]) != base.latent_shape:
-            raise InputError(f"{pictures.folder}: latents are {tuple(self.latents.shape[1:])}, the base needs {base.latent_shape}; import with --size {base.image_size[0]}")
+            raise InputError(
+                f"{pictures.folder}: latents are {tuple(self.latents.shape[1:])}, the base needs {base.latent_shape}; import with --size {base.image_size[0]}"
+            )
         if options.conditioning == "class":
             names = list(options.prompts)
             labels = pictures.table.label if "label" in pictures.table else pictures.table.concept
@@ -231,6 +239,7 @@ class Trainer:
             rows = slice(first * draws, (first + len(part)) * draws)
             noisy.add(self.sums.clipped(self.data.errors_of(part, noise[rows], timesteps[rows]), len(part), privacy.clip)[0])
             first += len(part)
+        self.contribute(noisy)
         gradient = noisy.noised(self.sigma, privacy.expected_batch, *self.key, self.step_number)
         if not bool(torch.isfinite(gradient).all()):
             raise InputError(f"the gradient is not finite in step {self.step_number + 1}; lower lr")
@@ -244,6 +253,9 @@ class Trainer:
             decay = min(self.options.ema, self.step_number / (self.step_number + 9))
             self.average.lerp_(self.vector.detach(), 1 - decay)
         self.log.append([self.step_number, float(gradient.norm()), round(time.perf_counter() - started, 3)])
+
+    def contribute(self, noisy):
+        """Whatever else takes part in this step's sum: nothing here, the canaries of an audit in `tuneleak.privacy.canaries`."""
 
     def finish(self):
         """Put the averaged weights in place, if there is an average."""

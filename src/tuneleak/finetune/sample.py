@@ -38,19 +38,27 @@ def sample_classes(base, out, options, models=None, device="auto", dtype="float3
     files.write_meta(f"{out}/manifest.csv", options, base=str(base), models=str(models or ""), pictures=len(rows))
 
 
+def captions_of(options):
+    """`(label, caption)` of every sample in turn: labels change fastest, then the endings."""
+    labels, endings = list(options.prompts), options.endings or [""]
+    found = []
+    for index in range(options.samples):
+        label, ending = labels[index % len(labels)], endings[index // len(labels) % len(endings)]
+        found.append((label, f"{options.prompts[label]} {ending}".strip()))
+    return found
+
+
 def _draw(base, model, contexts, facts, options, rows, pictures):
-    labels = list(options.prompts)
-    turn = [labels[index % len(labels)] for index in range(options.samples)]
-    null = model.encode_text([""])
-    known = {label: contexts[label][None].to(base.device) if label in contexts else model.encode_text([caption]) for label, caption in options.prompts.items()}
-    for label in runtime.progress(labels, f"sample {facts['model_id']}"):
-        indices = [index for index, other in enumerate(turn) if other == label]
+    turn, null = captions_of(options), model.encode_text([""])
+    for label, caption in runtime.progress(dict.fromkeys(turn), f"sample {facts['model_id']}"):
+        context = contexts[label][None].to(base.device) if label in contexts else model.encode_text([caption])
+        indices = [index for index, other in enumerate(turn) if other == (label, caption)]
         for first in range(0, len(indices), options.batch):
             part = indices[first : first + options.batch]
             noise = starting_noise(base.latent_shape, *(("sample-classes", options.seed, index) for index in part))
-            latents = _latents(base, model, null, known[label], noise, options)
+            latents = _latents(base, model, null, context, noise, options)
             for index, pixels in zip(part, from_tensor(base.decode(latents)), strict=True):
-                rows.append({"image_id": f"{facts['model_id']}-{index:06d}", "concept": facts["model_id"], "caption": options.prompts[label], "label": label, **facts})
+                rows.append({"image_id": f"{facts['model_id']}-{index:06d}", "concept": facts["model_id"], "caption": caption, "label": label, **facts})
                 pictures.append(pixels)
 
 

@@ -1,9 +1,11 @@
 """The verb `evaluate dp-ldm`: utility under each privacy budget, with intervals, as rows of the metrics table.
 
 Columns are those of `tuneleak.metrics.finextract.COLUMNS`. `system` is dp-ldm, `attack` empty, `method` the trained set (`base`: the public base; `real`: real
-pictures, a bound), `defence` the budget (`epsilon=0` is the base, `epsilon=inf` training without noise). The unit is the training run: with two or more seeds the
+pictures, a bound), `defence` the budget (`epsilon=0` is the base, `epsilon=inf` training without noise). The unit is the training run: with two or
+more seeds the
 interval is Student's over runs (`interval=runs`), with one it is over pictures (`interval=images`) and speaks of that run only. Differences
-(`attention-minus-base`, `attention-minus-all`, `epsilon=10-minus-epsilon=1`) are paired by seed, or for one seed by picture (accuracies) or taken as independent (distances).
+(`attention-minus-base`, `attention-minus-all`, `epsilon=10-minus-epsilon=1`) are paired by seed, or for one seed by picture (accuracies) or taken as
+independent (distances).
 """
 
 from itertools import combinations
@@ -15,25 +17,27 @@ from scipy import stats
 
 from tuneleak import files
 from tuneleak.errors import InputError
-from tuneleak.metrics.dp_utility import COLUMNS as UTILITY
 from tuneleak.metrics.finextract import COLUMNS, DECIMALS
 
+UTILITY = ["world", "base", "method", "defence", "seed", "metric", "block", "value", "ci_low", "ci_high", "standard_error", "n", "image_hits"]
 GROUP = ["world", "base", "method", "defence", "metric", "block"]
 REFERENCE = "attention"  # the method that others are compared with
 FACTS = {"epsilon": "epsilon spent", "epsilon_pld": "epsilon spent (PLD)", "noise_multiplier": "noise multiplier", "trained_weights": "trained weights"}
 
 
-def evaluate(utility, out, options, models=(), audits=()):
+def evaluate(utility, out, options, models=(), further=()):
     """Write the metrics table of the DP-LDM study.
 
-    utility: utility.csv files of `measure dp-ldm`; models: ModelSets of `finetune-private` (their privacy.json); audits: audit.csv files of `audit`; options: `EvaluateOptions`.
+    utility: utility.csv files of `measure dp-ldm`; models: ModelSets of `finetune-private` (their privacy.json); further: tables of `audit` and
+    `count-trainable`;
+    options: `DpUtilityOptions`.
     """
     table = read_utility(utility)
     rows = [_summary(key, group, options.confidence) for key, group in table.groupby(GROUP, sort=True)]
     rows += _differences(table, options.confidence)
     for folder in models:
         rows += _facts(Path(folder))
-    for path in audits:
+    for path in further:
         rows += pd.read_csv(path, dtype={"seeds": str}, keep_default_na=False).to_dict("records")
     result = pd.DataFrame(rows, columns=COLUMNS)
     result[["value", "ci_low", "ci_high"]] = result[["value", "ci_low", "ci_high"]].astype(float).round(DECIMALS)

@@ -1,7 +1,9 @@
 """The verb `measure dp-ldm`: what pictures of privately trained models are good for, one row per model and metric.
 
-Columns of `utility.csv`: world, base, method, defence, seed, metric, block, value, ci_low, ci_high, standard_error, n, image_hits. `metric` is `FD-<network>`, `precision`,
-`recall`, `accuracy <classifier>`, or `weight change to_q|to_k|to_v` of an attention `block`; `image_hits` is, for accuracies, a string of 0 and 1 over the test pictures in
+Columns of `utility.csv`: world, base, method, defence, seed, metric, block, value, ci_low, ci_high, standard_error, n, image_hits. `metric` is
+`FD-<network>`, `precision`,
+`recall`, `accuracy <classifier>`, or `weight change to_q|to_k|to_v` of an attention `block`; `image_hits` is, for accuracies, a string of 0 and 1
+over the test pictures in
 their order, so that models can be compared picture by picture. Rows of method `real` are the bounds: two disjoint halves of real pictures, and classifiers
 trained on real pictures.
 """
@@ -15,8 +17,7 @@ from tuneleak import files, runtime
 from tuneleak.data.imageset import ImageSet
 from tuneleak.errors import InputError
 from tuneleak.metrics import classifiers, frechet, intervals
-
-COLUMNS = ["world", "base", "method", "defence", "seed", "metric", "block", "value", "ci_low", "ci_high", "standard_error", "n", "image_hits"]
+from tuneleak.metrics.dp_ldm import UTILITY
 
 
 def measure(images, embedder, world, base, out, options, samples=(), models=(), device="auto"):
@@ -39,8 +40,10 @@ def measure(images, embedder, world, base, out, options, samples=(), models=(), 
         rows += [facts | {"method": "real", "defence": "", "seed": "0"} | row for row in study.of_real()]
     for folder in models:
         rows += [facts | row for row in weight_changes(base, folder)]
-    files.write_csv(out, pd.DataFrame(rows).reindex(columns=COLUMNS))
-    files.write_meta(out, options, images=str(images), embedder=str(embedder), samples=[str(folder) for folder in samples], reference="fold test", size=study.size)
+    files.write_csv(out, pd.DataFrame(rows).reindex(columns=UTILITY))
+    files.write_meta(
+        out, options, images=str(images), embedder=str(embedder), samples=[str(folder) for folder in samples], reference="fold test", size=study.size
+    )
 
 
 class _Study:
@@ -49,9 +52,9 @@ class _Study:
     def __init__(self, real, network, options, device):
         self.options, self.device, self.network = options, device, network
         self.name = getattr(network, "config", {}).get("name", "SSCD")
-        self.train, self.test = real.where(fold="train"), real.where(fold="test")
+        self.train, self.test = real.where(fold="train"), real.where(fold=["test", "heldout"])
         if not len(self.train) or not len(self.test):
-            raise InputError(f"{real.folder} needs pictures in the folds train and test")
+            raise InputError(f"{real.folder} needs pictures in the folds train and test (or heldout)")
         self.classes = sorted(set(real.table[self._column(real)]))
         self.test_pixels = self.test.pixels()
         self.size = len(self.test)

@@ -1,6 +1,7 @@
 """How far generated pictures are from real ones in the features of a named network: Frechet distance, precision and recall.
 
-The Frechet distance between Gaussians fitted to two sets of features is a FID only if the network is FID's Inception; elsewhere it is named by its network. It is biased by
+The Frechet distance between Gaussians fitted to two sets of features is a FID only if the network is FID's Inception; elsewhere it is named by its
+network. It is biased by
 the number of samples, so both sides have equally many and the distance between two halves of the real pictures stands beside it as the floor.
 """
 
@@ -38,7 +39,8 @@ def frechet_interval(generated, real, replicates=50, confidence=0.95, seed=0):
 
 
 def precision_recall(real, generated, neighbours=3):
-    """(precision, recall) by k-nearest-neighbour balls (Kynkaanniemi et al. 2019, arXiv 1904.06991): share of generated pictures inside a ball of a real one, and reverse.
+    """(precision, recall) by k-nearest-neighbour balls (Kynkaanniemi et al. 2019, arXiv 1904.06991): share of generated pictures inside a ball of a
+    real one, and reverse.
 
     real, generated: features `(n, d)`, `(m, d)`.
     """

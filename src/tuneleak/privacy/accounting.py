@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from tuneleak.errors import InputError
 
 EPSILON_ERROR = 0.01  # of the PRV accountant
+TOLERANCE = 1e-3  # in epsilon, relative above 1: how closely a budget is used up
 PLD_INTERVAL = 1e-4  # discretisation of privacy losses
 AGREEMENT = 0.02  # in epsilon: by how much the two accountants may differ before a run is refused
 
@@ -60,7 +61,8 @@ def epsilon(history, delta, accountant="prv"):
 
 
 def noise_multiplier(target_epsilon, delta, sample_rate, steps):
-    """The smallest sigma (to 1e-3 in epsilon) with which `steps` steps at rate `sample_rate` stay within `target_epsilon`, by the PRV accountant.
+    """The smallest sigma (to `TOLERANCE` in epsilon, on the safe side) with which `steps` steps at rate `sample_rate` stay within `target_epsilon`,
+    by the PRV accountant.
 
     0 for an infinite epsilon. Raises `InputError` for a budget of 0, which no number of steps can keep.
     """
@@ -69,17 +71,41 @@ def noise_multiplier(target_epsilon, delta, sample_rate, steps):
         return 0.0
     if not target_epsilon > 0 or not 0 < sample_rate <= 1 or steps < 1:
         raise InputError(f"noise can be found for epsilon > 0, 0 < q <= 1 and at least one step, not epsilon={target_epsilon}, q={sample_rate}, steps={steps}")
+    high = _renyi_noise(target_epsilon, delta, sample_rate, steps)  # a few percent too much: a start at which the PRV accountant is fast
+
+    def spent(sigma):
+        return epsilon([(sigma, sample_rate, steps)], delta)
+
+    at_high = spent(high)
+    while at_high > target_epsilon:
+        high *= 1.1
+        at_high = spent(high)
+    low = 0.92 * high
+    at_low = spent(low)
+    while at_low <= target_epsilon:
+        high, at_high, low = low, at_low, 0.85 * low
+        at_low = spent(low)
+    while target_epsilon - at_high > TOLERANCE * max(1.0, target_epsilon) and high / low > 1 + 1e-6:
+        share = (math.log(at_low) - math.log(target_epsilon)) / (math.log(at_low) - math.log(at_high))  # log epsilon is nearly linear in log sigma
+        middle = low * (high / low) ** min(0.98, share + 0.02)  # a little to the safe side, so that both ends move
+        at_middle = spent(middle)
+        if at_middle <= target_epsilon:
+            high, at_high = middle, at_middle
+        else:
+            low, at_low = middle, at_middle
+    return high
+
+
+def _renyi_noise(target_epsilon, delta, sample_rate, steps):
     from opacus.accountants.utils import get_noise_multiplier
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # numpy's, about the far tail of a search step
-            found = get_noise_multiplier(
-                target_epsilon=target_epsilon, target_delta=delta, sample_rate=sample_rate, steps=steps, accountant="prv", epsilon_tolerance=1e-3
-            )
+            warnings.simplefilter("ignore")  # Opacus's, about the range of orders
+            settings = {"target_epsilon": target_epsilon, "target_delta": delta, "sample_rate": sample_rate, "steps": steps}
+            return float(get_noise_multiplier(**settings, accountant="rdp", epsilon_tolerance=0.01 * target_epsilon))
     except ValueError as error:
         raise InputError(f"no noise multiplier keeps epsilon={target_epsilon:g} at delta={delta:g}, q={sample_rate:g}, {steps} steps: {error}") from None
-    return float(found)
 
 
 def group_privacy(epsilon, delta, size):

@@ -6,8 +6,8 @@ from tuneleak.privacy import accounting
 
 ADJACENCY = "add/remove one record, Poisson sampling"
 NOT_COVERED = (
-    "Not covered: the choice of hyper-parameters on private pictures (here they are chosen on a public style), the declared size of the set, anything the public base was "
-    "trained on, and whatever else is published about the same pictures. The noise comes from a seeded generator so that runs repeat; for a real release the "
+    "Not covered: the choice of hyper-parameters on private pictures (here they are chosen on a public style), the declared size of the set, "
+    "anything the public base was trained on, and whatever else is published about the same pictures. The noise comes from a seeded generator so that runs repeat; for a real release the "
     "seed must be drawn at random and kept secret."
 )
 
@@ -22,9 +22,10 @@ def record(ledger, options, pictures_per_person, trained_weights, selection):
     prv, pld = accounting.cross_check(ledger.history, privacy.delta)
     group = pictures_per_person if privacy.unit == "person" else 1
     person_epsilon, person_delta = accounting.group_privacy(max(prv, pld), privacy.delta, group)
+    sigma = ledger.history[-1][0] if ledger.history else 0.0
     facts = {
         "epsilon": _number(max(prv, pld)), "epsilon_prv": _number(prv), "epsilon_pld": _number(pld), "delta": privacy.delta,
-        "budget": "infinity" if privacy.noiseless else privacy.epsilon, "history": ledger.history, "noise_multiplier": ledger.history[-1][0] if ledger.history else 0.0,
+        "budget": "infinity" if privacy.noiseless else privacy.epsilon, "history": ledger.history, "noise_multiplier": sigma,
         "sample_rate": sample_rate(privacy), "steps": ledger.steps, "expected_batch": privacy.expected_batch, "public_size": privacy.public_size,
         "clip": privacy.clip, "multiplicity": privacy.multiplicity, "adjacency": ADJACENCY, "unit": privacy.unit, "pictures_per_unit": group,
         "unit_epsilon": _number(person_epsilon), "unit_delta": person_delta, "trainable": selection.kind, "attention_blocks": list(selection.blocks),

@@ -1,0 +1,58 @@
+"""Audits of the mechanism itself: honest runs stay below what they claim, two broken ones are caught."""
+
+import pandas as pd
+import pytest
+
+from tuneleak import files
+from tuneleak.options import AuditOptions, PrivacyOptions, PrivateFinetuneOptions
+from tuneleak.privacy import accounting, audit, auditing, canaries
+
+PRIVACY = PrivacyOptions(epsilon=1, delta=1e-5, expected_batch=100, public_size=1000, steps=30)
+
+
+def bound(privacy, sigma, kind=canaries.DiracCanaries, count=1000, guesses=200):
+    found = canaries.train_on_canaries_alone(kind(count, 2 * count, privacy, "test"), sigma)
+    made, correct = auditing.guess(found.scores.numpy(), found.members.numpy(), guesses // 2, guesses // 2)
+    return auditing.epsilon_one_run(count, made, correct, privacy.delta)
+
+
+@pytest.fixture(scope="module")
+def sigma():
+    return accounting.noise_multiplier(PRIVACY.epsilon, PRIVACY.delta, 0.1, PRIVACY.steps)
+
+
+def test_an_honest_run_stays_below_its_claim(sigma):
+    assert accounting.epsilon([(sigma, 0.1, 30)], 1e-5) <= 1
+    assert bound(PRIVACY, sigma) <= 1
+    assert bound(PRIVACY.model_copy(update={"multiplicity": 8}), sigma) <= 1
+
+
+def test_a_weak_but_honest_run_gives_a_bound_that_means_something():
+    claimed = accounting.epsilon([(0.6, 0.1, 30)], 1e-5)
+    assert 0.5 < bound(PRIVACY, 0.6) <= claimed
+
+
+def test_no_noise_is_caught():
+    assert bound(PRIVACY, 0.0) > 3
+
+
+def test_repeating_a_record_and_clipping_each_copy_is_caught(sigma):
+    """The mistake of public DP-LoRA code at a claimed epsilon of 1 and K = 8, with 1,000 Dirac canaries."""
+
+    class Repeated(canaries.DiracCanaries):
+        def clipped(self, count):
+            return self.privacy.multiplicity * super().clipped(count)  # K rows of one record, each clipped to C by itself
+
+    assert bound(PRIVACY.model_copy(update={"multiplicity": 8}), sigma, Repeated) > 2
+
+
+@pytest.mark.parametrize("kind", ["dirac", "pictures"])
+def test_the_verb_writes_bounds_beside_the_claim(tiny_base, tiny_images, tmp_path, kind):
+    prompts = {name: f"picture of person {name}" for name in ("ada", "bob", "cyd", "dee")}
+    privacy = {"epsilon": 10, "delta": 1e-3, "expected_batch": 8, "public_size": 16, "steps": 3}
+    files.write_json(tmp_path / "training.json", PrivateFinetuneOptions(prompts=prompts, privacy=PrivacyOptions(**privacy)).model_dump(mode="json"))
+    options = AuditOptions(canaries=kind, count=12, guesses=4, runs=2, pictures=8, draws=2)
+    audit.audit(tiny_base, tiny_images, "w", tmp_path / "training.json", tmp_path / "audit.csv", options, device="cpu")
+    table = pd.read_csv(tmp_path / "audit.csv").set_index("metric")
+    assert 0 <= table.value["audited epsilon (one run)"] <= 10 and 0 <= table.value["correct guesses"] <= 1
+    assert set(table.attack) == {f"audit-{kind}"} and table.n["correct guesses"] == 8
