@@ -368,6 +368,12 @@ VERBS = [
             OUT,
         ],
     ),
+    Verb(
+        "figures dp-ldm",
+        "Draw the figures and write the tables of the DP-LDM study.",
+        "tuneleak.report.figures_dp_ldm:figures",
+        [METRICS, Argument("--samples", "image sets of `sample-classes`", many=True), IMAGE_SETS, OUT, Argument("--tables", "folder of the tables")],
+    ),
     Verb("tables", "Write the tables of the paper.", "tuneleak.report.tables:tables", [METRICS, REFERENCE, OUT]),
     Verb(
         "claims",

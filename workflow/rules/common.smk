@@ -34,7 +34,8 @@ CURVE_EMBEDDERS = ["copy-b", "identity-b", "factors"]  # behind a base's trainin
 FIGURES = ["pictures", "similarity", "guidance", "theory"]
 WEIGHTS_FIGURES = ["weights-reconstructions", "weights-attacks", "weights-defences", "weights-scaling"]
 TABLES = ["finextract", "finextract_thresholds", "finextract_controls"]
-DP_FIGURES = ["tradeoff", "samples", "weights", "sigma", "audit"]
+DP_FIGURES = ["dp_tradeoff", "dp_samples", "dp_weights", "dp_audit"]
+DP_TABLES = ["dp_utility", "dp_audit", "dp_sigma", "dp_weights"]
 GPU = min(study.gpus, 1)  # GPUs of a job that can use one
 DEVICE = "cpu" if study.device == "auto" and not GPU else study.device
 
@@ -500,6 +501,16 @@ def dp_samples_of_world(wildcards):
     return [f"{RESULTS}/dp-samples/{wildcards.world}/base/manifest.csv", *trained]
 
 
+def dp_samples():
+    """Everything drawn: of the base and of every training, world by world."""
+    drawn = [f"{RESULTS}/dp-samples/{world.name}/base/manifest.csv" for world in study.dp_ldm.worlds]
+    return drawn + [path.replace("/dp/", "/dp-samples/", 1) for path in dp_models()]
+
+
+def dp_image_sets():
+    return sorted({f"{RESULTS}/data/{world.images}/manifest.csv" for world in study.dp_ldm.worlds})
+
+
 def dp_utility():
     """Per world: what its models are good for, and the real pictures in their place."""
     return [f"{RESULTS}/dp/{world.name}/{part}.csv" for world in study.dp_ldm.worlds for part in ("real", "utility")]
@@ -548,8 +559,8 @@ def folders_of_samples(wildcards, input):
     return [str(Path(path).parent) for path in input.samples]
 
 
-def folders_of_models(wildcards, input):
-    return [str(Path(path).parent) for path in input.models]
+def folder_of_tables_written(wildcards, output):
+    return str(Path(output.tables[0]).parent)
 
 
 def files_below(folder, *patterns):

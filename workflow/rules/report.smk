@@ -85,6 +85,47 @@ rule draw_lora_weights:
         " --out {params.out:q} > {log} 2>&1"
 
 
+rule draw_dp_ldm:
+    input:
+        metrics="<results>/metrics/dp-ldm/main.csv",
+        samples=dp_samples(),
+        images=dp_image_sets(),
+    output:
+        pdf=collect("<results>/figures/dp-ldm/{figure}.pdf", figure=DP_FIGURES),
+        tables=collect("<results>/tables/{table}.tex", table=DP_TABLES),
+        tradeoff=report(
+            "<results>/figures/dp-ldm/dp_tradeoff.png",
+            caption="../report/dp_tradeoff.rst",
+            category="DP-LDM",
+            labels={"figure": "utility against epsilon", "preset": study.preset},
+        ),
+        samples=report(
+            "<results>/figures/dp-ldm/dp_samples.png",
+            caption="../report/dp_samples.rst",
+            category="DP-LDM",
+            labels={"figure": "samples", "preset": study.preset},
+        ),
+    log:
+        "<logs>/draw_dp_ldm.log",
+    benchmark:
+        "<benchmarks>/draw_dp_ldm.tsv"
+    conda:
+        "../../envs/models.yaml"
+    threads: 1
+    resources:
+        mem_mb=gigabytes(2),
+        runtime=minutes(20),
+    params:
+        samples=folders_of_samples,
+        images=folders_of_images,
+        out=subpath(output.tradeoff, parent=True),
+        tables=folder_of_tables_written,
+        code=code("tuneleak.report.figures_dp_ldm"),
+    shell:
+        "exec python -m tuneleak figures dp-ldm --metrics {input.metrics} --samples {params.samples:q} --images {params.images:q}"
+        " --out {params.out:q} --tables {params.tables:q} > {log} 2>&1"
+
+
 rule write_tables:
     input:
         metrics="<results>/metrics.csv",
@@ -144,8 +185,8 @@ rule typeset_paper:
         recorded("finextract", "*"),
         metrics="<results>/metrics.csv",
         claims="<results>/claims.csv",
-        tables=rules.write_tables.output,
-        figures=rules.draw_finextract.output.pdf + rules.draw_lora_weights.output.pdf,
+        tables=rules.write_tables.output + rules.draw_dp_ldm.output.tables,
+        figures=rules.draw_finextract.output.pdf + rules.draw_lora_weights.output.pdf + rules.draw_dp_ldm.output.pdf,
         sources=paper_sources(),
     output:
         pdf="<results>/paper.pdf",
@@ -174,6 +215,7 @@ rule figures:
     input:
         rules.draw_finextract.output,
         rules.draw_lora_weights.output,
+        rules.draw_dp_ldm.output,
     localrule: True
 
 

@@ -1,9 +1,8 @@
 """The noisy step of DP-SGD (Abadi et al. 2016) with normalised clipping: what is sampled, summed, noised and counted.
 
-One step: every record takes part independently with probability q; the clipped sum S = sum_i g_i min(1 / C, 1 / ||g_i||) changes by at most 1 when a
-record is added or
-removed; the update is (S + sigma N(0, I)) / B with the public expected batch B = q * public_size,
-never the number drawn. An empty draw is a step like any other.
+One step: every record takes part independently with probability q; the clipped sum S = sum_i g_i min(1 / C, 1 / ||g_i||) changes by at most 1
+when a record is added or removed; the update is (S + sigma N(0, I)) / B with the public expected batch B = q * public_size, never the number
+drawn. An empty draw is a step like any other.
 """
 
 import torch

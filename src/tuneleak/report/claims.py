@@ -14,7 +14,7 @@ import pandas as pd
 
 from tuneleak import files
 from tuneleak.errors import InputError
-from tuneleak.options import ExtractionOptions, FinetuneOptions, WeightsTrainOptions
+from tuneleak.options import ExtractionOptions, FinetuneOptions, Trainable, WeightsTrainOptions
 from tuneleak.report import registry, rows
 
 COLUMNS = [
@@ -23,7 +23,10 @@ COLUMNS = [
 ]  # fmt: skip
 PAPER_PRESET = "paper"
 MDE = " minimum detectable effect"
-_METRICS = ("AS", "A-ESR@", "leaked bits", "extracted set size", "similarity threshold", "MRR", "rank-", "TAR@", "cosine", "FaceSim", "agreement", "MAE")
+_METRICS = (
+    "AS", "A-ESR@", "leaked bits", "extracted set size", "similarity threshold", "MRR", "rank-", "TAR@", "cosine", "FaceSim", "agreement", "MAE",
+    "FD-", "accuracy ", "audited epsilon", "trained share",
+)  # fmt: skip
 _CHOSEN = ("best-control",)  # picked by the evaluation among rows that are there
 _METHODS = set(get_args(FinetuneOptions.model_fields["method"].annotation))
 _VOCABULARY = {  # of each system, so that a slip in a selector is not taken for a part of the study that was left out
@@ -32,6 +35,7 @@ _VOCABULARY = {  # of each system, so that a slip in a selector is not taken for
         "attack": {*get_args(WeightsTrainOptions.model_fields["attack"].annotation), "autoencoder-final", "dsire", "dsire-update", "median", *_CHOSEN},
         "method": _METHODS,
     },
+    "dp-ldm": {"attack": {"audit-dirac", "audit-pictures"}, "method": {*get_args(Trainable), "base", "real"}},
 }
 
 

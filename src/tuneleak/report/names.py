@@ -31,6 +31,12 @@ _METHODS = {
     "hypernetwork": "hypernetwork",
     "textual-inversion+hypernetwork": "textual inversion + hypernetwork",
     "textual-inversion": "textual inversion",
+    "attention": "attention (DP-LDM)",
+    "all": "all weights",
+    "resblocks": "residual blocks",
+    "input": "input blocks",
+    "bias": "biases",
+    "unconditional-attention": "unconditional attention",
 }
 _WORLDS = {
     "identities": "identities",
@@ -39,6 +45,10 @@ _WORLDS = {
     "wikiart": "WikiArt artists",
     "lora-identities": "LoRA identities",
     "celebahq": "CelebA-HQ",
+    "near": "near style",
+    "far": "far style",
+    "near-text": "near style, text",
+    "celeba-hq": "CelebA-HQ",
 }
 _CONTROLS = {
     "heldout": "held-outs",

@@ -54,7 +54,7 @@ class Endpoint(Options):
     claim: Id
     metric: str
     test: str
-    unit: Literal["concept"]
+    unit: Literal["concept", "run"]
     assumed_sd: float = Field(gt=0, description="assumed standard deviation of the per-concept value")
     minimum_detectable_effect: dict[str, float] = Field(description="world -> effect found with the planned power")
 

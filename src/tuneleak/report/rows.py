@@ -84,7 +84,7 @@ def describe(row):
 
 def plain(table):
     """The rows that are measurements over all concepts: no control, no bound, no single concept, no difference of attacks or methods."""
-    difference = table.attack.str.contains("-minus-") | table.method.str.contains("-minus-")
+    difference = table.attack.str.contains("-minus-") | table.method.str.contains("-minus-") | table.defence.str.contains("-minus-")
     return table[(table.control == "") & (table.bound == "") & (table.concept == "") & ~difference]
 
 

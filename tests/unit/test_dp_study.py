@@ -1,0 +1,138 @@
+"""From sampled pictures to metrics: classifiers, utility, intervals over runs and over pictures."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from tuneleak.data import imageset
+from tuneleak.errors import InputError
+from tuneleak.finetune import sample
+from tuneleak.metrics import classifiers, dp_ldm, dp_utility
+from tuneleak.options import DpUtilityOptions, SampleOptions
+from tuneleak.report import figures_dp_ldm
+
+OPTIONS = DpUtilityOptions(classifiers=["logistic"], classifier_epochs=30, classifier_size=8, distance_samples=1000, replicates=5)
+PROMPTS = {"left": "a bar on the left", "right": "a bar on the right"}
+
+
+def bars(folder, count, seed, noise=20, flip=False, **facts):
+    """Pictures of 8 pixels with a bright half, left or right; `flip` tells their labels wrong."""
+    random, rows, pixels = np.random.default_rng(seed), [], []
+    for index in range(count):
+        side = index % 2
+        picture = random.integers(0, noise, (8, 8, 3))
+        picture[:, side * 4 : side * 4 + 4] += 150
+        rows.append({"image_id": f"{folder.name}-{index}", "concept": "bars", "caption": "", "label": ("left", "right")[side != flip], **facts})
+        rows[-1].setdefault("fold", "train" if index < count // 2 else "test")
+        pixels.append(picture.astype(np.uint8))
+    return imageset.write(folder, rows, pixels)
+
+
+@pytest.mark.parametrize("kind", ["logistic", "cnn", "resnet9", "wrn-40-4"])
+def test_every_classifier_learns_what_can_be_learned(kind, tmp_path):
+    images = bars(tmp_path / "a", 64, 0)
+    labels = (images.table.label == "right").to_numpy().astype(int)
+    size, epochs = (8, 2) if kind == "wrn-40-4" else (8, 12)
+    network = classifiers.train(kind, images.pixels(), labels, 2, epochs, width=8, batch=16, size=size)
+    hits = classifiers.predict(network, bars(tmp_path / "b", 64, 1).pixels(), size) == labels
+    assert hits.mean() > (0.4 if kind == "wrn-40-4" else 0.95)  # two passes only show that the large one runs
+    again = classifiers.train(kind, images.pixels(), labels, 2, epochs, width=8, batch=16, size=size)
+    assert all((a == b).all() for a, b in zip(network.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+def test_a_classifier_has_the_published_size():
+    """WRN-40-4 has 8.9 million weights (Zagoruyko & Komodakis 2016, table 4)."""
+    assert sum(parameter.numel() for parameter in classifiers.build("wrn-40-4", 10, 32).parameters()) / 1e6 == pytest.approx(8.9, abs=0.05)
+
+
+class Mean:
+    """An embedder whose features are the mean brightness of the two halves, and noise in between."""
+
+    def __init__(self):
+        self.config = {"name": "halves"}
+
+    def embed(self, pixels):
+        return np.stack([pixels[:, :, :4].mean((1, 2, 3)), pixels[:, :, 4:].mean((1, 2, 3))], 1)
+
+
+def test_good_pictures_score_like_real_ones_and_wrong_labels_do_not(tmp_path, monkeypatch):
+    from tuneleak.models import embedders
+
+    monkeypatch.setattr(embedders, "load_embedder", lambda folder, device: Mean())
+    real = bars(tmp_path / "real", 200, 0)
+    facts = {"model_id": "m", "method": "attention", "seed": "0", "fold": ""}
+    bars(tmp_path / "good", 100, 1, defence="epsilon=10", **facts)
+    bars(tmp_path / "bad", 100, 2, flip=True, defence="epsilon=1", **facts)
+    found = {}
+    for name, samples in (("real", []), ("good", [tmp_path / "good"]), ("bad", [tmp_path / "bad"])):
+        dp_utility.measure(real.folder, "e", "w", "base/H1", tmp_path / f"{name}.csv", OPTIONS, samples=samples)
+        found[name] = pd.read_csv(tmp_path / f"{name}.csv").set_index("metric")
+    assert found["good"].value["accuracy logistic"] > 0.95 > 0.05 > found["bad"].value["accuracy logistic"]
+    distance = next(name for name in found["good"].index if name.startswith("FD-halves"))
+    assert "under 1000" in distance and found["real"].n[distance] == found["good"].n[distance] == 100
+    assert found["real"].method.iloc[0] == "real" and len(found["good"].image_hits["accuracy logistic"]) == 100
+    dp_ldm.evaluate([tmp_path / f"{name}.csv" for name in found], tmp_path / "metrics.csv", OPTIONS)
+    metrics = pd.read_csv(tmp_path / "metrics.csv", keep_default_na=False)
+    difference = metrics[(metrics.defence == "epsilon=10-minus-epsilon=1") & (metrics.metric == "accuracy logistic")].iloc[0]
+    assert difference.ci_low > 0.9 and difference.setting == "interval=images"
+    with pytest.raises(InputError, match="measured twice"):
+        dp_ldm.evaluate([tmp_path / "good.csv"] * 2, tmp_path / "x.csv", OPTIONS)
+
+
+def utility(method, defence, values, metric="accuracy cnn"):
+    rows = [{"world": "near", "base": "H1", "method": method, "defence": defence, "seed": str(seed), "metric": metric} for seed in range(len(values))]
+    return [row | {"block": "", "value": value, "ci_low": value - 0.1, "ci_high": value + 0.1, "standard_error": 0.05, "n": 1000, "image_hits": ""}
+            for row, value in zip(rows, values, strict=True)]  # fmt: skip
+
+
+def test_with_several_runs_the_run_is_the_unit(tmp_path):
+    attention, everything = [0.6, 0.7, 0.8], [0.5, 0.55, 0.75]
+    rows = utility("attention", "epsilon=10", attention) + utility("all", "epsilon=10", everything) + utility("base", "epsilon=0", [0.2])
+    pd.DataFrame(rows).to_csv(tmp_path / "utility.csv", index=False)
+    dp_ldm.evaluate([tmp_path / "utility.csv"], tmp_path / "metrics.csv", OPTIONS)
+    table = pd.read_csv(tmp_path / "metrics.csv", keep_default_na=False).set_index(["method", "defence"])
+    row = table.loc[("attention", "epsilon=10")]
+    half = stats.t.ppf(0.975, 2) * np.std(attention, ddof=1) / np.sqrt(3)
+    assert row.value == pytest.approx(0.7) and row.ci_high == pytest.approx(0.7 + half, abs=1e-6) and row.setting == "interval=runs" and row.n == 3
+    difference = table.loc[("attention-minus-all", "epsilon=10")]
+    paired = np.subtract(attention, everything)
+    assert difference.value == pytest.approx(paired.mean()) and difference.ci_low == pytest.approx(
+        stats.t.interval(0.95, 2, paired.mean(), stats.sem(paired))[0], abs=1e-6
+    )
+    assert table.loc[("attention-minus-base", "epsilon=10")].value == pytest.approx(0.5)
+
+
+def test_samples_follow_the_public_grammar_in_turn(tiny_base, tmp_path):
+    options = SampleOptions(prompts=PROMPTS, endings=["in red", "in blue"], samples=5, steps=2, batch=2)
+    assert [caption for _, caption in sample.captions_of(options)] == [
+        "a bar on the left in red", "a bar on the right in red", "a bar on the left in blue", "a bar on the right in blue", "a bar on the left in red",
+    ]  # fmt: skip
+    sample.sample_classes(tiny_base, tmp_path / "samples", options, device="cpu")
+    drawn = imageset.ImageSet.load(tmp_path / "samples")
+    assert sorted(drawn.table.label) == ["left"] * 3 + ["right"] * 2 and set(drawn.table.method) == {"base"} and drawn.pixels().shape == (5, 32, 32, 3)
+    with pytest.raises(InputError, match="needs prompts"):
+        sample.sample_classes(tiny_base, tmp_path / "none", SampleOptions(), device="cpu")
+
+
+def test_figures_and_tables_come_from_the_metrics(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures_dp_ldm, "SETTINGS", [("one", 10, 0.5, 1e-3)])
+    monkeypatch.setattr(figures_dp_ldm, "BUDGETS", (1,))
+    real = bars(tmp_path / "real", 40, 0)
+    facts = {"model_id": "m", "method": "attention", "seed": "0", "fold": "", "defence": "epsilon=10"}
+    bars(tmp_path / "drawn", 20, 1, **facts)
+    rows = utility("attention", "epsilon=10", [0.6]) + utility("base", "epsilon=0", [0.2]) + utility("real", "", [0.9])
+    rows += [row | {"block": f"block {index}"} for index in range(2) for row in utility("attention", "epsilon=10", [0.1], "weight change to_q")]
+    pd.DataFrame(rows).to_csv(tmp_path / "utility.csv", index=False)
+    audit = dict.fromkeys(dp_ldm.COLUMNS, "") | {"system": "dp-ldm", "world": "near", "attack": "audit-dirac", "defence": "epsilon=10"}
+    bounds = [audit | {"metric": metric, "value": 2.5, "ci_low": 2.5, "ci_high": 2.5, "n": 9} for metric in ("audited epsilon (one run)", "correct guesses")]
+    pd.DataFrame(bounds).to_csv(tmp_path / "audit.csv", index=False)
+    dp_ldm.evaluate([tmp_path / "utility.csv"], tmp_path / "metrics.csv", OPTIONS, further=[tmp_path / "audit.csv"])
+    figures_dp_ldm.figures(tmp_path / "metrics.csv", [tmp_path / "drawn"], [real.folder], tmp_path / "figures", tmp_path / "tables")
+    assert sorted(path.name for path in (tmp_path / "figures").glob("*.pdf")) == [f"dp_{name}.pdf" for name in ("audit", "samples", "tradeoff", "weights")]
+    table = (tmp_path / "tables/dp_utility.tex").read_text()
+    assert ".600 [.50, .70]" in table and "public base" in table and "near style" in table
+    assert "2.50" in (tmp_path / "tables/dp_audit.tex").read_text() and "one" in (tmp_path / "tables/dp_sigma.tex").read_text()
+    assert json.loads((tmp_path / "figures/figures.meta.json").read_text())["metrics"]
