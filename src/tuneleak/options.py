@@ -319,6 +319,8 @@ class SynthesizeOptions(Options):
     unrelated_caption: str = Field("art style of nobody", description="what kind unrelated draws")
     seed: int = Field(0, description="seed of the starting noise")
     batch: Positive = Field(50, description="pictures drawn at once")
+
+
 Trainable = Literal["attention", "all", "resblocks", "input", "lora", "bias", "unconditional-attention"]
 
 

@@ -2,8 +2,8 @@
 
 Writes `<out>/<model_id>/` per seed (a model of a ModelSet; with conditioning=class also `class_embedder.safetensors`; always `privacy.json`, see
 `tuneleak.privacy.record`), `train.csv` (columns model_id, step, update_norm: the length of the noised mean gradient, seconds) and, last,
-`manifest.csv`. Nothing else about
-the training is written: losses, gradient norms and batch sizes of private pictures are not covered by the guarantee.
+`manifest.csv`. Nothing else about the training is written: losses, gradient norms and batch sizes of private pictures are not covered by the
+guarantee.
 """
 
 import hashlib

@@ -1,8 +1,8 @@
 """Downstream classifiers: trained on one set of labelled pictures (synthetic ones, or real ones as the ceiling), tested once on real held-outs.
 
 `logistic` (a linear layer on pixels), `cnn` (three convolutions), `resnet9` (the small residual network of the DP-MEPF evaluation) and `wrn-40-4`
-(Zagoruyko & Komodakis
-2016, arXiv 1605.07146). Length and learning rate are fixed beforehand, so that no choice ever looks at the test set; the last epoch counts.
+(Zagoruyko & Komodakis 2016, arXiv 1605.07146). Length and learning rate are fixed beforehand, so that no choice ever looks at the test set; the last
+epoch counts.
 """
 
 import torch

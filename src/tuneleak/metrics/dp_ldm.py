@@ -1,11 +1,10 @@
 """The verb `evaluate dp-ldm`: utility under each privacy budget, with intervals, as rows of the metrics table.
 
-Columns are those of `tuneleak.metrics.finextract.COLUMNS`. `system` is dp-ldm, `attack` empty, `method` the trained set (`base`: the public base; `real`: real
-pictures, a bound), `defence` the budget (`epsilon=0` is the base, `epsilon=inf` training without noise). The unit is the training run: with two or
-more seeds the
-interval is Student's over runs (`interval=runs`), with one it is over pictures (`interval=images`) and speaks of that run only. Differences
-(`attention-minus-base`, `attention-minus-all`, `epsilon=10-minus-epsilon=1`) are paired by seed, or for one seed by picture (accuracies) or taken as
-independent (distances).
+Columns are those of `tuneleak.metrics.finextract.COLUMNS`. `system` is dp-ldm, `attack` empty, `method` the trained set (`base`: the public base;
+`real`: real pictures, a bound), `defence` the budget (`epsilon=0` is the base, `epsilon=inf` training without noise). The unit is the training run:
+with two or more seeds the interval is Student's over runs (`interval=runs`), with one it is over pictures (`interval=images`) and speaks of that run
+only. Differences (`attention-minus-base`, `attention-minus-all`, `epsilon=10-minus-epsilon=1`) are paired by seed, or for one seed by picture
+(accuracies) or taken as independent (distances).
 """
 
 from itertools import combinations
@@ -29,8 +28,7 @@ def evaluate(utility, out, options, models=(), further=()):
     """Write the metrics table of the DP-LDM study.
 
     utility: utility.csv files of `measure dp-ldm`; models: ModelSets of `finetune-private` (their privacy.json); further: tables of `audit` and
-    `count-trainable`;
-    options: `DpUtilityOptions`.
+    `count-trainable`; options: `DpUtilityOptions`.
     """
     table = read_utility(utility)
     rows = [_summary(key, group, options.confidence) for key, group in table.groupby(GROUP, sort=True)]

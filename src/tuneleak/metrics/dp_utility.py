@@ -1,11 +1,9 @@
 """The verb `measure dp-ldm`: what pictures of privately trained models are good for, one row per model and metric.
 
 Columns of `utility.csv`: world, base, method, defence, seed, metric, block, value, ci_low, ci_high, standard_error, n, image_hits. `metric` is
-`FD-<network>`, `precision`,
-`recall`, `accuracy <classifier>`, or `weight change to_q|to_k|to_v` of an attention `block`; `image_hits` is, for accuracies, a string of 0 and 1
-over the test pictures in
-their order, so that models can be compared picture by picture. Rows of method `real` are the bounds: two disjoint halves of real pictures, and classifiers
-trained on real pictures.
+`FD-<network>`, `precision`, `recall`, `accuracy <classifier>`, or `weight change to_q|to_k|to_v` of an attention `block`; `image_hits` is, for
+accuracies, a string of 0 and 1 over the test pictures in their order, so that models can be compared picture by picture. Rows of method `real` are
+the bounds: two disjoint halves of real pictures, and classifiers trained on real pictures.
 """
 
 from pathlib import Path

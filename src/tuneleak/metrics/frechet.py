@@ -1,8 +1,8 @@
 """How far generated pictures are from real ones in the features of a named network: Frechet distance, precision and recall.
 
 The Frechet distance between Gaussians fitted to two sets of features is a FID only if the network is FID's Inception; elsewhere it is named by its
-network. It is biased by
-the number of samples, so both sides have equally many and the distance between two halves of the real pictures stands beside it as the floor.
+network. It is biased by the number of samples, so both sides have equally many and the distance between two halves of the real pictures stands beside
+it as the floor.
 """
 
 import numpy as np

@@ -1,8 +1,7 @@
 """How many weights DP-LDM trains in each architecture of the paper, counted on networks without weights: the verb `count-trainable`.
 
 Configurations are those of the authors' files (dossier of facts, not code), written as diffusers UNets, which have the same layers and so the same
-counts. The abstract's "about 90 %
-fewer" is a number per architecture, which is what is written here.
+counts. The abstract's "about 90 % fewer" is a number per architecture, which is what is written here.
 """
 
 import pandas as pd

@@ -1,9 +1,8 @@
 """The verb `audit`: trains with canaries and writes what epsilon the training cannot be below, beside what its accountant claims.
 
 `audit.csv` has the columns of the metrics table; `attack` is audit-dirac or audit-pictures, `metric`: audited epsilon (one run; the largest of
-several runs' bounds, each at
-its share of the confidence), audited epsilon (many runs: the first canary over all runs), correct guesses, and epsilon spent. A lower bound has
-`ci_low` = `value` and no upper end, which is printed as the value too.
+several runs' bounds, each at its share of the confidence), audited epsilon (many runs: the first canary over all runs), correct guesses, and epsilon
+spent. A lower bound has `ci_low` = `value` and no upper end, which is printed as the value too.
 """
 
 import json

@@ -1,9 +1,9 @@
 """Lower bounds on epsilon from attacks: what a run leaks for certain, beside what its accountant claims.
 
 One run (Steinke, Nasr & Jagielski 2023, arXiv 2305.08846): m canaries, each put in by a fair coin; after training the k+ highest scores are guessed
-`in`, the k- lowest
-`out`. Many runs: false positive and false negative rates of a fixed test over independent runs with and without a canary, bounded by Clopper & Pearson.
-Scores must be higher for members. k+, k- and thresholds are fixed beforehand, or the confidence is split over what was tried (Bonferroni).
+`in`, the k- lowest `out`. Many runs: false positive and false negative rates of a fixed test over independent runs with and without a canary, bounded
+by Clopper & Pearson. Scores must be higher for members. k+, k- and thresholds are fixed beforehand, or the confidence is split over what was tried
+(Bonferroni).
 """
 
 import math

@@ -1,9 +1,8 @@
 """Canaries of an audit: records whose presence is decided by a coin and looked for afterwards.
 
 A Dirac canary's gradient lies on one coordinate of its own and is longer than the clip in every draw (Nasr et al. 2023, arXiv 2302.07956): the worst
-record there
-is for somebody who sees every noisy update. It passes the same mean over draws, clip, sampling and noise as a picture. A picture canary is noise
-with a random label.
+record there is for somebody who sees every noisy update. It passes the same mean over draws, clip, sampling and noise as a picture. A picture canary
+is noise with a random label.
 """
 
 import torch

@@ -1,9 +1,8 @@
 """Sums of clipped gradients, one picture being the unit: sum_i g_i min(1 / C, 1 / ||g_i||) with g_i the mean gradient of picture i over its K draws.
 
 Two ways that agree to rounding: `HookSums` writes every picture's gradient down with Opacus's hooks; `GhostSums` computes norms from activations and
-then the sum, in
-one backward pass (see `tuneleak.privacy.layers`). The mean over the K draws comes *before* the clip, in both: clipping each draw by itself
-would let one picture weigh up to K C.
+then the sum, in one backward pass (see `tuneleak.privacy.layers`). The mean over the K draws comes *before* the clip, in both: clipping each draw by
+itself would let one picture weigh up to K C.
 """
 
 import contextlib

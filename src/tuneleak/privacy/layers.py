@@ -1,10 +1,9 @@
 """Per-picture gradients of single layers from what went in and what came back, mostly without ever writing them down.
 
-For a linear layer the gradient of picture i is the sum over positions t of b_t a_t^T (a: its input, b: the gradient at its output). Its squared norm is
-sum_{t,t'} <a_t, a_t'> <b_t, b_t'> (the ghost norm: Goodfellow 2015, arXiv 1510.01799; Li et al. 2021, arXiv 2110.05679), and a sum over pictures
-weighted by c_i is one matrix
-product (book-keeping: Bu et al. 2022, arXiv 2210.00038). The timesteps and noises averaged for one picture lengthen its sum over t, which keeps all
-of this exact.
+For a linear layer the gradient of picture i is the sum over positions t of b_t a_t^T (a: its input, b: the gradient at its output). Its squared norm
+is sum_{t,t'} <a_t, a_t'> <b_t, b_t'> (the ghost norm: Goodfellow 2015, arXiv 1510.01799; Li et al. 2021, arXiv 2110.05679), and a sum over pictures
+weighted by c_i is one matrix product (book-keeping: Bu et al. 2022, arXiv 2210.00038). The timesteps and noises averaged for one picture lengthen its
+sum over t, which keeps all of this exact.
 """
 
 import torch

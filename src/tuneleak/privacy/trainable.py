@@ -1,8 +1,7 @@
 """Which weights of a UNet a private fine-tune trains, by the names of DP-LDM's ablations (arXiv 2305.15759, sections 3 and 5).
 
 Blocks are counted from 0 in the order they are run: down, middle, up. Everything that is not chosen is frozen, so that the weights that require
-gradients, those
-that are clipped and those that the optimiser holds are one set.
+gradients, those that are clipped and those that the optimiser holds are one set.
 """
 
 from dataclasses import dataclass
