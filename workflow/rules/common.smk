@@ -496,15 +496,20 @@ def dp_models_of_world(wildcards):
     return dp_models(wildcards.world)
 
 
+def dp_samples_of(trained):
+    """Manifest of the samples of a training, from that of its models."""
+    return f"{RESULTS}/dp-samples/{Path(trained).relative_to(f'{RESULTS}/dp')}"
+
+
 def dp_samples_of_world(wildcards):
-    trained = [path.replace("/dp/", "/dp-samples/", 1) for path in dp_models(wildcards.world)]
+    trained = [dp_samples_of(path) for path in dp_models(wildcards.world)]
     return [f"{RESULTS}/dp-samples/{wildcards.world}/base/manifest.csv", *trained]
 
 
 def dp_samples():
     """Everything drawn: of the base and of every training, world by world."""
     drawn = [f"{RESULTS}/dp-samples/{world.name}/base/manifest.csv" for world in study.dp_ldm.worlds]
-    return drawn + [path.replace("/dp/", "/dp-samples/", 1) for path in dp_models()]
+    return drawn + [dp_samples_of(path) for path in dp_models()]
 
 
 def dp_image_sets():
