@@ -492,6 +492,10 @@ def dp_models(world=None):
     return [f"{RESULTS}/dp/{place.name}/{recipe.name}/{epsilon}/manifest.csv" for place, recipe, epsilon in cells]
 
 
+def dp_embedder(wildcards):
+    return study.dp_ldm.embedder
+
+
 def dp_models_of_world(wildcards):
     return dp_models(wildcards.world)
 

@@ -108,7 +108,7 @@ rule measure_real:
     params:
         base=dp_base_folder,
         images=subpath(input.images, parent=True),
-        embedder=study.dp_ldm.embedder,
+        embedder=dp_embedder,
         instruments=shipped_digest(study.dp_ldm.embedder),
         device=DEVICE,
         options=as_json(study.dp_ldm.utility),
@@ -143,7 +143,7 @@ rule measure_private:
         images=subpath(input.images, parent=True),
         samples=folders_of_samples,
         models=folders_of_models,
-        embedder=study.dp_ldm.embedder,
+        embedder=dp_embedder,
         instruments=shipped_digest(study.dp_ldm.embedder),
         device=DEVICE,
         options=as_json(study.dp_ldm.utility),
