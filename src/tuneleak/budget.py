@@ -14,9 +14,9 @@ def budget(configuration="config.yaml", overlay=None):
     study = load(configuration, overlay)
     total = 0
     print(f"preset {study.preset}: UNet calls on one sample (a training step counts as {TRAINING_CALLS} calls per sample)")
-    for row in [*rows(study), *weights_rows(study)]:
+    for row in [*rows(study), *shake_rows(study), *weights_rows(study)]:
         total += row["training"] + row["sampling"]
-        print(f"  {row['world']:12s} {row['method']:18s} {row['models']:4d} models  training {row['training']:12,d}  sampling {row['sampling']:12,d}")
+        print(f"  {row['world']:12s} {row['method']:28s} {row['models']:4d} models  training {row['training']:12,d}  sampling {row['sampling']:12,d}")
     print(f"  total {total:,d}")
 
 
@@ -95,6 +95,28 @@ def _draws(options, controls):
     if options.attack == "linear":
         return 0
     return 2 + 4 * (controls and options.attack != "constant" and options.examples == "all")
+
+
+def shake_rows(study):
+    """One dict per base and set drawn, and per base and model, of Shake-to-Leak; pictures of folders, whose number is unknown here, are not counted."""
+    shake = study.shake_to_leak
+    kinds = {source.name: source.kind for source in study.images}
+    pictures = study.population.named_photographs * sum(kinds[name] == "population" for name in shake.images)
+    calls = sum(importlib.import_module(f"tuneleak.attacks.membership.{name.replace('-', '_')}").calls(shake.membership) for name in shake.membership.attacks)
+    scoring = shake.domains * pictures * calls * len(shake.membership.captions)
+    for base in shake.bases:
+        told = {"world": shake.world, "models": shake.domains}
+        for kind in ["self", *(name for name in shake.controls if name in ("unrelated", "another"))]:
+            drawn = shake.domains * (shake.synthesize.count - shake.synthesize.mixed) * shake.synthesize.steps * 2
+            yield told | {"method": f"{base.name}, draw {kind}", "models": 0, "training": 0, "sampling": drawn}
+        yield told | {"method": f"{base.name}, base", "models": 0, "training": 0, "sampling": scoring}
+        for options in shake.methods:
+            step = options.batch * (2 if options.method == "dreambooth-prior" else 1)
+            once = TRAINING_CALLS * shake.domains * options.images_per_concept * step
+            for source in ["self", *(shake.controls if options.method in shake.control_methods else [])]:
+                name = options.method if source == "self" else f"{options.method} ({source})"
+                steps = 1 if source == "lr0" else options.steps_per_image
+                yield told | {"method": f"{base.name}, {name}", "training": once * steps, "sampling": scoring}
 
 
 def _calls(generations_per_image, steps, attack):

@@ -22,13 +22,16 @@ from tuneleak.options import (
     Guidance,
     GuidedAttack,
     ImportOptions,
+    MembershipOptions,
     Options,
     PopulationOptions,
     Positive,
     PrivateFinetuneOptions,
     Rate,
     SampleOptions,
+    ShakeEvaluateOptions,
     SizeOptions,
+    SynthesizeOptions,
     TransformOptions,
     WeightsRunOptions,
     WeightsTrainOptions,
@@ -216,6 +219,62 @@ class DpLdm(Options):
         return self
 
 
+class ShakeBase(Options):
+    """A base whose pretraining pictures are known."""
+
+    name: str = Field(description="name of the base")
+    members: str = Field("", description="CSV whose column image_id lists what it was trained on")
+    member_images: str = Field("", description="instead: image set that it was trained on, all of it")
+
+    @model_validator(mode="after")
+    def _one_list(self):
+        if bool(self.members) == bool(self.member_images):
+            raise ValueError(f"base {self.name!r} needs either `members` or `member_images`, so that members are known")
+        return self
+
+
+class ShakeToLeak(Options):
+    """The Shake-to-Leak study: does fine-tuning on self-made pictures amplify leakage of the pretraining set?"""
+
+    world: str = Field("named", description="what the domains are called in the tables")
+    bases: list[ShakeBase] = Field(description="bases, best as twins that exchange members and held-outs (none: the study is not run)")
+    images: list[str] = Field(description="image sets with members and held-outs of every domain")
+    reference: str = Field("", description="image set of real pictures of the domains that are neither (fidelity, control `instrument`)")
+    first_domain: Count = Field(0, description="first domain that numbers are reported on; those before it are for choosing recipes")
+    domains: Positive = Field(description="domains that numbers are reported on")
+    shard_domains: Positive = Field(description="domains per fine-tuning and attack job")
+    synthesize: SynthesizeOptions = Field(SynthesizeOptions(), description="the self-made sets")
+    methods: list[FinetuneOptions] = Field(description="fine-tuning methods and their recipes")
+    controls: list[Literal["unrelated", "another", "instrument", "noise", "lr0"]] = Field(
+        description="sets fine-tuned on instead; lr0: the self-made, at rate 0"
+    )
+    control_methods: list[str] = Field(description="methods that the controls are run with")
+    membership: MembershipOptions = Field(MembershipOptions(), description="the attacks")
+    blind: str = Field("", description="embedder of the model-blind control; empty: none")
+    identity: str = Field("", description="identity embedder of the fidelity; empty: fidelity is not measured")
+    clip: str = Field("", description="CLIP of the fidelity")
+    evaluate: ShakeEvaluateOptions = Field(ShakeEvaluateOptions(), description="metrics and intervals")
+
+    @model_validator(mode="after")
+    def _fits_together(self):
+        names = [options.method for options in self.methods]
+        if len(set(names)) < len(names):
+            raise ValueError(f"methods: {next(name for name in names if names.count(name) > 1)!r} occurs twice")
+        unknown = sorted(set(self.control_methods) - set(names))
+        if unknown:
+            raise ValueError(f"control_methods: {unknown[0]!r} is not among `methods`")
+        for options in self.methods:
+            if options.images_per_concept > self.synthesize.count:
+                raise ValueError(
+                    f"methods: {options.method!r} trains on {options.images_per_concept} pictures, but synthesize.count is {self.synthesize.count}"
+                )
+        if not self.reference and (self.identity or self.synthesize.mixed or "instrument" in self.controls):
+            raise ValueError("reference is needed for identity (fidelity), for synthesize.mixed and for the control `instrument`")
+        if bool(self.identity) != bool(self.clip):
+            raise ValueError("identity and clip belong together: give both, or neither for no fidelity")
+        return self
+
+
 class EmbedderPlan(EmbedderOptions):
     """An embedder and what it is trained on: never the folds that bases are trained on or tested with."""
 
@@ -298,6 +357,7 @@ class Config(Options):
     finextract: Finextract = Field(description="the FineXtract study")
     lora_weights: LoraWeights = Field(description="the study of LoRA weights")
     dp_ldm: DpLdm = Field(description="the DP-LDM study")
+    shake_to_leak: ShakeToLeak = Field(description="the Shake-to-Leak study")
 
     @model_validator(mode="after")
     def _dp_names_exist(self):
@@ -325,6 +385,13 @@ class Config(Options):
                 if name not in images:
                     raise ValueError(f"training.{group}: {name!r} is not in `images`")
         self._weights_study_fits(images, bases)
+        shake = self.shake_to_leak
+        for name in [*shake.images, *filter(None, (shake.reference, *(base.member_images for base in shake.bases)))] if shake.bases else []:
+            if name not in images:
+                raise ValueError(f"shake_to_leak: the image set {name!r} is not in `images`")
+        for base in shake.bases:
+            if base.name not in bases:
+                raise ValueError(f"shake_to_leak.bases: {base.name!r} is not in `bases`")
         self._names_are_unique()
         self._guidance_is_complete()
         self._fits_the_machine()
@@ -349,7 +416,7 @@ class Config(Options):
 
     def _names_are_unique(self):
         groups = {"images": self.images, "bases": self.bases, "worlds": self.worlds}
-        groups |= {"training.embedders": self.training.embedders, "training.bases": self.training.bases}
+        groups |= {"shake_to_leak.bases": self.shake_to_leak.bases, "training.embedders": self.training.embedders, "training.bases": self.training.bases}
         for group, items in groups.items():
             names = [item.name for item in items]
             for name in names:

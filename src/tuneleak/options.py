@@ -15,10 +15,10 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0)]
 
 
-def _attacks(family):
-    """The attacks of a family are its modules that define `setting`; they are read, not imported, because importing one takes torch."""
+def _attacks(family, function):
+    """The attacks of a family are its modules that define `function`; they are read, not imported, because importing one takes torch."""
     modules = sorted((Path(__file__).parent / "attacks" / family).glob("*.py"))
-    return [module.stem.replace("_", "-") for module in modules if "\ndef setting(" in module.read_text(encoding="utf-8")]
+    return [module.stem.replace("_", "-") for module in modules if f"\ndef {function}(" in module.read_text(encoding="utf-8")]
 
 
 def _kinds():
@@ -27,9 +27,9 @@ def _kinds():
     return re.findall(r"^def (\w+)_transform\(", text, re.MULTILINE)
 
 
-Attack = Literal[*_attacks("extraction")]
-GuidedAttack = Literal[*(name for name in _attacks("extraction") if name not in ("direct", "base"))]  # these have values of their own to tune
-MembershipAttack = Literal[*_attacks("membership")]
+Attack = Literal[*_attacks("extraction", "guide")]
+GuidedAttack = Literal[*(name for name in _attacks("extraction", "guide") if name not in ("direct", "base"))]  # these have values of their own to tune
+MembershipAttack = Literal[*_attacks("membership", "setting")]
 
 
 class Options(BaseModel):
@@ -303,6 +303,7 @@ class MembershipOptions(Options):
     pfami_crops: list[Fraction] = Field([0.95, 0.92, 0.89, 0.87, 0.84, 0.81, 0.78, 0.76, 0.73, 0.7], min_length=1, description="sides of PFAMI's centre crops")
     clid_timesteps: list[Count] = Field([440, 450, 460], min_length=1, description="timesteps of CLiD")
     clid_weight: Fraction = Field(0.9, description="weight of the discrepancy against the loss in CLiD")
+    concepts: Positive | None = Field(None, description="concepts to judge where no model says which (none: all)")
     seed: int = Field(0, description="seed of the noise, which belongs to the picture")
     batch: Positive = Field(256, description="samples in one call of the network")
 
@@ -407,3 +408,19 @@ class AuditOptions(Options):
     draws: Positive = Field(8, description="timesteps and noises over which the score of a picture is averaged")
     confidence: Fraction = Field(0.95, description="confidence of the lower bound")
     seed: int = Field(0, description="seed of coins, canaries and training")
+
+
+class PerturbOptions(Options):
+    """The Gaussian attack: random perturbation of a base's UNet."""
+
+    sigmas: list[Rate] = Field([1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2], min_length=1, description="noise relative to the root mean square of each tensor")
+    seeds: list[int] = Field(list(range(10)), min_length=1, description="draws of the noise; one draw serves every sigma")
+
+
+class ShakeEvaluateOptions(Options):
+    """How membership scores become amplifications with intervals."""
+
+    false_positive_rate: Fraction = Field(0.01, description="of the true-positive rate; reported only with at least 500 non-members")
+    bootstrap: Positive = Field(2000, description="bootstrap replicates of an interval")
+    confidence: Fraction = Field(0.95, description="coverage of an interval")
+    seed: int = Field(0, description="seed of the bootstrap")

@@ -33,6 +33,16 @@ def test_the_weights_study_costs_what_its_arithmetic_says():
     assert row["training"] + row["sampling"] < 450_000, "the default preset adds at most a quarter of an hour on two cores"
 
 
+def test_shake_to_leak_costs_what_its_arithmetic_says():
+    study = budget.load(ROOT / "config.yaml")
+    rows = {row["method"]: row for row in budget.shake_rows(study)}
+    # 4 domains x 100 photographs x (loss 2 x 2, SecMI 10 + 2, PIA 2, SimA 1) calls; 4 domains x 24 pictures x 6 steps x batch 4, three calls each
+    assert rows["H1, lora"] == {"world": "named", "models": 4, "method": "H1, lora", "training": 3 * 4 * 24 * 6 * 4, "sampling": 4 * 100 * 19}
+    assert rows["H1, draw self"]["sampling"] == 4 * 24 * 20 * 2 and rows["H1, dreambooth+lora (lr0)"]["training"] == 3 * 4 * 24 * 4
+    total = sum(row["training"] + row["sampling"] for row in rows.values())
+    assert total < 150_000 * len(study.shake_to_leak.bases), "beside FineXtract, a base must not add more than six minutes on two cores"
+
+
 @pytest.mark.parametrize("preset", ["smoke", "full", "paper"])
 def test_every_preset_has_a_budget(preset, capsys):
     budget.budget(ROOT / "config.yaml", ROOT / f"workflow/presets/{preset}.yaml")

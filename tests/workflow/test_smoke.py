@@ -43,7 +43,8 @@ def test_makes_everything(smoke):
     assert results(smoke, "paper.pdf").read_bytes().startswith(b"%PDF")
     metrics = pd.read_csv(results(smoke, "metrics.csv"), keep_default_na=False)
     asked = yaml.safe_load((smoke.folder / SMOKE[1]).read_text())
-    assert set(metrics.world) == {world["name"] for world in asked["worlds"]} | {"lora-identities"}
+    assert set(metrics.world) == {world["name"] for world in asked["worlds"]} | {"lora-identities", "named"}
+    assert {options["method"] for options in asked["shake_to_leak"]["methods"]} | {"base", "none"} <= set(metrics[metrics.system == "shake-to-leak"].method)
     assert {recipe["options"]["method"] for recipe in asked["finetune"]} <= set(metrics.method) and set(asked["finextract"]["attacks"]) <= set(metrics.attack)
     known = metrics[metrics.metric == "AS"].astype({"value": float, "ci_low": float, "ci_high": float})
     assert len(known) and known.value.between(-1, 1).all() and (known.ci_low <= known.value + 1e-9).all() and (known.value <= known.ci_high + 1e-9).all()
@@ -54,6 +55,8 @@ def test_makes_everything(smoke):
         assert results(smoke, f"figures/lora-weights/weights-{name}.png").read_bytes().startswith(b"\x89PNG")
     weights = metrics[metrics.system == "lora-weights"]
     assert {"spectral", "autoencoder", "constant", "update-matching", "true-prompt"} <= set(weights.attack) and {"", "gauge-10"} <= set(weights.defence)
+    for name in ("amplification", "roc", "dose"):
+        assert results(smoke, f"figures/shake-to-leak/shake_{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_every_job_left_a_log_and_a_benchmark(smoke):
@@ -83,9 +86,10 @@ def test_report(smoke):
         ("attacks/extraction/finextract.py", {"extract"}),
         ("attacks/extraction/clustering.py", {"extract"}),
         ("metrics/join.py", {"join_metrics"}),
-        ("report/rows.py", {"draw_finextract", "draw_lora_weights", "write_tables", "check_claims"}),
+        ("report/rows.py", {"draw_finextract", "draw_lora_weights", "draw_shake", "write_tables", "check_claims"}),
         ("attacks/weights/spectral.py", {"train_encoder", "attack_weights"}),
         ("defences/transforms.py", {"train_encoder", "transform_victims", "attack_weights"}),
+        ("attacks/membership/sima.py", {"shake_scores"}),
         ("options.py", set()),
     ],
 )

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+WITH_FLAG = {"factors": "--factors", "reference": "--reference", "blind": "--embedder", "fidelity": "--fidelity"}  # params that bring a flag, or nothing
 RULE_FILES = sorted((ROOT / "workflow/rules").glob("*.smk"))
 
 
@@ -64,7 +65,9 @@ def test_every_flag_of_every_rule_exists():
         for shell in re.findall(r"shell:\n((?:        .*\n)+)", path.read_text()):
             words = "".join(re.findall(r'"(.*)"', shell)).split("python -m tuneleak ")[1]
             name = next(name for name in sorted(takes, key=len, reverse=True) if words.startswith(name + " "))
-            flags = set(re.findall(r"--[a-z-]+", words.replace("{params.factors}", "--factors")))
+            for placeholder, flag in WITH_FLAG.items():
+                words = words.replace(f"{{params.{placeholder}}}", flag)
+            flags = set(re.findall(r"--[a-z-]+", words))
             known, verb = takes[name]
             assert flags <= known, f"{name}: unknown {flags - known}"
             needed = {argument.flag for argument in verb.arguments if argument.required}

@@ -186,7 +186,7 @@ rule typeset_paper:
         metrics="<results>/metrics.csv",
         claims="<results>/claims.csv",
         tables=rules.write_tables.output + rules.draw_dp_ldm.output.tables,
-        figures=rules.draw_finextract.output.pdf + rules.draw_lora_weights.output.pdf + rules.draw_dp_ldm.output.pdf,
+        figures=rules.draw_finextract.output.pdf + rules.draw_lora_weights.output.pdf + rules.draw_dp_ldm.output.pdf + shake_figures(),
         sources=paper_sources(),
     output:
         pdf="<results>/paper.pdf",
@@ -202,7 +202,7 @@ rule typeset_paper:
         runtime=minutes(10),
     params:
         tables=folder_of_tables,
-        figures=folder_of_figures,
+        figures=folders_of_figures,
         benchmarks=study.pathvars.benchmarks,
         code=code("tuneleak.report.paper"),
     shell:
@@ -216,6 +216,7 @@ rule figures:
         rules.draw_finextract.output,
         rules.draw_lora_weights.output,
         rules.draw_dp_ldm.output,
+        shake_figures(),
     localrule: True
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 
 from tuneleak import files
 from tuneleak.errors import InputError
-from tuneleak.options import ExtractionOptions, FinetuneOptions, Trainable, WeightsTrainOptions
+from tuneleak.options import ExtractionOptions, FinetuneOptions, MembershipAttack, Trainable, WeightsTrainOptions
 from tuneleak.report import registry, rows
 
 COLUMNS = [
@@ -25,10 +25,11 @@ PAPER_PRESET = "paper"
 MDE = " minimum detectable effect"
 _METRICS = (
     "AS", "A-ESR@", "leaked bits", "extracted set size", "similarity threshold", "MRR", "rank-", "TAR@", "cosine", "FaceSim", "agreement", "MAE",
-    "FD-", "accuracy ", "audited epsilon", "trained share",
+    "FD-", "accuracy ", "audited epsilon", "trained share", "AUC", "TPR@", "amplification", "shift",
 )  # fmt: skip
 _CHOSEN = ("best-control",)  # picked by the evaluation among rows that are there
 _METHODS = set(get_args(FinetuneOptions.model_fields["method"].annotation))
+_MEMBERSHIP = get_args(MembershipAttack)
 _VOCABULARY = {  # of each system, so that a slip in a selector is not taken for a part of the study that was left out
     "finextract": {"attack": {*get_args(ExtractionOptions.model_fields["attack"].annotation), "heldout"}, "method": _METHODS},
     "lora-weights": {
@@ -36,6 +37,10 @@ _VOCABULARY = {  # of each system, so that a slip in a selector is not taken for
         "method": _METHODS,
     },
     "dp-ldm": {"attack": {"audit-dirac", "audit-pictures"}, "method": {*get_args(Trainable), "base", "real"}},
+    "shake-to-leak": {
+        "attack": {"model-blind", *(f"{kind}{attack}" for kind in ("", "reference-", "two-score-") for attack in _MEMBERSHIP)},
+        "method": _METHODS | {"base", "none", "others"},
+    },
 }
 
 
@@ -88,6 +93,9 @@ def _absent(select, mine):
             if part == "heldout":
                 if "heldout" not in set(mine.control[mine.world == select.get("world", "")]):
                     return "there were no held-out pictures"
+            elif part == "others":  # the mean of the other methods
+                if len(set(plain.method) - {"base", "none"}) < 2:
+                    return "no other method was run"
             elif part not in _CHOSEN and part not in set(plain[column]):
                 return f"{column} {part!r} was not run"
         if column == "world" and "world" in select:

@@ -18,6 +18,15 @@ _ATTACKS = {
     "unconditional": "unconditional",
     "attributes": "attributes (bound)",
     "true-prompt": "true prompt (bound)",
+    "loss": "loss",
+    "secmi-stat": "SecMI (statistic)",
+    "secmi-nns": "SecMI (network)",
+    "pia": "PIA",
+    "pian": "PIAN",
+    "sima": "SimA",
+    "pfami": "PFAMI",
+    "clid": "CLiD",
+    "model-blind": "model-blind (control)",
 }
 _METHODS = {
     "end-to-end": "end to end",
@@ -40,6 +49,7 @@ _METHODS = {
 }
 _WORLDS = {
     "identities": "identities",
+    "named": "named people",
     "artists": "artists",
     "dreambooth": "DreamBooth objects",
     "wikiart": "WikiArt artists",

@@ -70,7 +70,7 @@ def facts_of(metrics):
     facts = {name: own[name] for name in ("machine", "versions", "git", "finished") if name in own}
     for table in own.get("metrics", []):
         evaluation = _sidecar(table)
-        facts["evaluation"] = evaluation.get("options") or {}
+        facts["evaluation"] = (evaluation.get("options") or {}) | facts.get("evaluation", {})  # the first study's, where two set the same
         for matches in evaluation.get("matches", [])[:1]:
             facts["extraction"] = _sidecar(matches).get("options") or {}
     return facts

@@ -5,7 +5,8 @@ concept, method, defence, seed, step` (of the model; empty for the base, but for
 null), `image_id, image_concept, fold, dose` (of the picture), `pretrained` (1 if the base trained on it, 0 if not, empty if unknown), `finetuned` (1 if
 this model was fine-tuned on it), `score` (higher: more likely a member; fixed in advance for each attack), `model_calls` (samples through a UNet behind it).
 
-A model is asked about the pictures of its own concept, so that members and non-members differ in nothing but membership.
+A model is asked about the pictures of its own concept (one without a concept: of all), so that members and non-members differ in nothing but
+membership. With an embedder there is one more attack, `model-blind` (model_id `none`): the control that sees pictures and no model (see `blind`).
 """
 
 import importlib
@@ -17,35 +18,43 @@ import pandas as pd
 import torch
 
 from tuneleak import files, runtime
+from tuneleak.attacks.membership import blind
 from tuneleak.attacks.membership.query import Pictures, Query
 from tuneleak.data.imageset import ImageSet
 from tuneleak.errors import InputError
+from tuneleak.models.embedders import load_embedder
 from tuneleak.models.modelset import ModelSet, image_ids
 from tuneleak.models.pipeline import load_base, load_tuned
 
 MODEL_COLUMNS = ["model_id", "world", "base", "concept", "method", "defence", "seed", "step"]
 COLUMNS = [*MODEL_COLUMNS, "attack", "setting", "caption", "image_id", "image_concept", "fold", "dose", "pretrained", "finetuned", "score", "model_calls"]
+BLIND_CONCEPTS = 16  # a few hundred pictures of each kind suffice for a linear classifier
 
 
-def infer(images, base, out, options, models=(), members=None, device="auto", dtype="float32"):
+def infer(images, base, out, options, models=(), members=None, embedder=None, device="auto", dtype="float32"):
     """Score pictures by every attack of `options.attacks` under the base and every model of the ModelSets `models`; see the module's text for `out`.
 
-    images: ImageSets with the pictures to judge. base: pipeline folder. models: ModelSet folders (none: the base alone, on all concepts). members: CSV whose
-    column image_id lists what the base was trained on. options: `MembershipOptions`. dtype: of the networks. An interrupted run continues after its last
-    finished model. Raises `InputError` for inputs that do not fit together.
+    images: ImageSets with the pictures to judge. base: pipeline folder. models: ModelSet folders (none: the base alone). members: CSV whose column image_id
+    lists what the base was trained on. embedder: folder of an embedder, for the model-blind control. options: `MembershipOptions`. dtype: of the networks. An
+    interrupted run continues after its last finished model. Raises `InputError` for inputs that do not fit together.
     """
     out, device = Path(out), runtime.pick_device(device)
     with runtime.output_lock(out):
         sets, pictures = [ModelSet.load(folder) for folder in models], [ImageSet.load(folder) for folder in images]
-        jobs = plan(sets, pictures)
+        jobs = plan(sets, pictures, options.concepts)
         known = _members(members) if members else None
         loaded = load_base(base, device, dtype)
-        stamped = [[row | {"file": ""} for _, row in jobs], [list(item.table.sha256) for item in pictures], _stamps(sets, loaded)]
+        stamped = [[row for _, row in jobs], [list(item.table.sha256) for item in pictures], _stamps(sets, loaded)]
         partial = out.with_name(f".{out.name}.partial-{files.digest([options.model_dump(mode='json'), str(dtype), stamped])}")
         for old in out.parent.glob(f".{out.name}.partial-*"):
             if old != partial:
                 shutil.rmtree(old)
         table = Runner(loaded, pictures, known, options, partial).run(jobs)
+        if embedder:
+            if known is None:
+                raise InputError("the model-blind control (--embedder) needs to know the members (--members)")
+            asked = list(dict.fromkeys(row["concept"] for _, row in jobs))
+            table = pd.concat([table, blind_rows(pictures, known, load_embedder(embedder, device), asked, loaded.name)], ignore_index=True)
         facts = {"models": [str(folder) for folder in models], "images": [str(folder) for folder in images], "members": str(members or "")}
         calls = table.drop_duplicates([*MODEL_COLUMNS, "attack", "caption", "image_id"]).model_calls.sum()
         files.write_meta(out, options, **facts, model_calls=int(calls), device=str(device), dtype=str(dtype))
@@ -53,14 +62,19 @@ def infer(images, base, out, options, models=(), members=None, device="auto", dt
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def plan(sets, pictures):
-    """What is scored, in order: pairs of (ModelSet or None for the base, manifest row), the base first, concept by concept."""
+def plan(sets, pictures, limit=None):
+    """What is scored, in order: pairs of (ModelSet or None for the base, manifest row), the base first, concept by concept.
+
+    limit: concepts, where no model says which (none: all).
+    """
     known = {concept for item in pictures for concept in item.table.concept}
     rows = [(models, row) for models in sets for row in models.rows()]
     for _, row in rows:
-        if row["concept"] not in known:
+        if row["concept"] and row["concept"] not in known:
             raise InputError(f"model {row['model_id']} is about {row['concept']!r}, of whom the image sets hold no picture")
-    concepts = list(dict.fromkeys(row["concept"] for _, row in rows)) or list(dict.fromkeys(c for item in pictures for c in item.table.concept))
+    named = list(dict.fromkeys(row["concept"] for _, row in rows if row["concept"]))
+    concepts = named or list(dict.fromkeys(concept for item in pictures for concept in item.table.concept))[:limit]
+    rows = [(models, row | {"concept": concept}) for models, row in rows for concept in ([row["concept"]] if row["concept"] else concepts)]
     if not concepts:
         raise InputError("the image sets are empty: there is nothing to score")
     keys = [tuple(row[name] for name in MODEL_COLUMNS) for _, row in rows]
@@ -183,6 +197,25 @@ class Runner:
                 predict = self.learned[name].learn(torch.cat([item[0] for item in others]), labels, self.options, (self.options.seed, concept, *group))
                 parts.append(block.assign(score=predict(maps).numpy()))
         return pd.concat(parts, ignore_index=True)
+
+
+def blind_rows(sets, members, embedder, asked, base):
+    """Rows of the model-blind control for the concepts `asked`, learned from `BLIND_CONCEPTS` other concepts of the image sets."""
+    known = dict.fromkeys(concept for item in sets for concept in item.table.concept)
+    chosen = [*asked, *[concept for concept in known if concept not in asked][:BLIND_CONCEPTS]]
+    sets = [item.where(concept=chosen) for item in sets]
+    table = pd.concat([item.table for item in sets], ignore_index=True).fillna("")
+    features = np.concatenate([embedder.embed(item.pixels()) for item in sets])
+    labels = table.image_id.isin(members).astype(int)
+    parts = []
+    for concept in asked:
+        mine = table[table.concept == concept]
+        values = blind.blind_scores(features, labels, table.concept, concept)
+        columns = dict.fromkeys(COLUMNS, "") | {"model_id": "none", "base": base, "attack": "model-blind", "setting": "none", "caption": "true"}
+        columns |= {"image_id": mine.image_id, "image_concept": mine.concept, "fold": mine.fold, "dose": mine.dose if "dose" in mine else ""}
+        columns |= {"pretrained": labels[mine.index].astype(str), "finetuned": "0", "score": values, "model_calls": 0}
+        parts.append(pd.DataFrame(columns, columns=COLUMNS))
+    return pd.concat(parts, ignore_index=True)
 
 
 def _members(path):

@@ -1,0 +1,354 @@
+"""From membership scores to amplifications: the verb `evaluate shake-to-leak`.
+
+The table has the columns of `tuneleak.metrics.finextract.COLUMNS`. `base` is a base, or `all`; `method` is how it was fine-tuned (`base`: not at all), a
+difference `a-minus-b`, or `none` for the control that sees no model; `attack` a membership attack, `reference-<attack>` (tuned minus base score: the base as
+reference) or `two-score-<attack>` (a linear classifier of both scores, learned on other domains). `; control=<set>` in `setting`: fine-tuned on that set
+instead of the self-made one (lr0: on it, with a rate of zero). Metrics:
+
+- AUC: mean over domains (and bases, seeds) of the area under the ROC curve within a domain; TPR@1%FPR: of scores standardised within domains, all together
+- amplification: AUC of the tuned model minus that of its base, same pictures, noise and caption; also `at dose <d>`, `beyond <control>`, `per domain`, and
+  `pooled` (one ROC curve over all domains, interval by DeLong clustered over domains)
+- shift: half the difference of the amplifications of two twin bases, each of which trained on what the other held out. An effect of membership has one sign in
+  both and cancels here; a shift between the two folds reverses with the labels and is what remains
+- AUC minus base best: of reference and two-score attacks, minus the base's best attack of as many model calls, chosen on the other domains
+- KID, identity similarity, CLIP similarity: of the self-made sets (control=real: one half of the real pictures against the other)
+
+Intervals: over domains (bootstrap) from 8 domains on; below, over pictures (DeLong within each domain; repeated bases and seeds of a domain count as one).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from tuneleak import files
+from tuneleak.attacks.membership.blind import linear_scores
+from tuneleak.errors import InputError
+from tuneleak.metrics import intervals, roc
+from tuneleak.metrics.finextract import COLUMNS, DECIMALS
+from tuneleak.options import ShakeEvaluateOptions
+
+SYSTEM = "shake-to-leak"
+SELF = "self"
+DIFFERENCES = (("lora", "end-to-end"), ("dreambooth+lora", "dreambooth"))
+BEST = "dreambooth+lora"  # leaks most, says the paper: compared with the mean of the other methods
+_TEXT = ["model_id", "world", "base", "concept", "method", "defence", "seed", "attack", "setting", "caption", "image_id", "image_concept", "dose", "pretrained"]
+_KEY = ["base", "attack", "setting", "caption", "image_concept", "image_id"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One domain under one model: labels `(n,)` bool, and scores `(n,)` of the tuned model and of its base, row by row the same pictures."""
+
+    base: str
+    seed: str
+    domain: str
+    labels: np.ndarray
+    tuned: np.ndarray
+    before: np.ndarray
+    dose: np.ndarray
+
+
+def evaluate(scores, world, out, options: ShakeEvaluateOptions, fidelity=None):
+    """Write the table (CSV; see above) of scores.csv files; world: name noted in it; fidelity: table of `tuneleak fidelity`."""
+    table = read_scores(scores)
+    result = metrics_table(table, world, options)
+    if fidelity:
+        result = pd.concat([result, fidelity_rows(pd.read_csv(fidelity, dtype={"concept": str}), world, options)], ignore_index=True)
+    numbers = ["value", "ci_low", "ci_high"]
+    result[numbers] = result[numbers].astype(float).round(DECIMALS)
+    files.write_csv(out, result)
+    files.write_meta(out, options, scores=[str(path) for path in scores], fidelity=str(fidelity or ""), rows=len(table))
+
+
+def read_scores(paths):
+    """Read and join scores.csv files; `InputError` on missing columns, unknown membership, bad numbers or a score that occurs twice."""
+    tables = []
+    for path in paths:
+        try:
+            table = pd.read_csv(path, dtype={name: str for name in _TEXT}, keep_default_na=False)
+        except FileNotFoundError:
+            raise InputError(f"{path}: no such file") from None
+        missing = [name for name in (*_TEXT, "score", "model_calls") if name not in table]
+        if missing:
+            raise InputError(f"{path} lacks the columns {', '.join(missing)}; it is not a scores.csv of `tuneleak attack membership`")
+        if not table.pretrained.isin(["0", "1"]).all():
+            raise InputError(f"{path} does not say what the base was trained on; run `tuneleak attack membership` with --members")
+        tables.append(table)
+    table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["score"])
+    if not len(table):
+        raise InputError("there are no scores to evaluate")
+    if not np.isfinite(pd.to_numeric(table.score, errors="coerce")).all():
+        raise InputError("a score is not a finite number; run the attack again")
+    if table.duplicated([*_KEY, "model_id", "world", "method", "seed"]).any():
+        row = table[table.duplicated([*_KEY, "model_id", "world", "method", "seed"])].iloc[0]
+        raise InputError(f"model {row.model_id}, attack {row.attack!r} has two scores of picture {row.image_id!r}; was a shard given twice?")
+    return table.astype({"score": float})
+
+
+def metrics_table(table, world, options):
+    """The metrics table of joined scores."""
+    rows, made = [], Rows(world, options)
+    bases = sorted(set(table[table.model_id == "base"].base))
+    if not bases:
+        raise InputError("no scores of a base are there; `tuneleak attack membership` scores the base in every job")
+    rows = _of_bases(table, "all", made)
+    for base in bases:  # of a single base, its rows stand under both names
+        rows += _of_bases(table[table.base == base], base, made) if len(bases) > 1 else [row | {"base": base} for row in rows]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+class Rows:
+    """Makes rows: the world, the options of the intervals, and how a number per cell becomes a row."""
+
+    def __init__(self, world, options):
+        self.world, self.options = world, options
+
+    def of(self, key, metric, cells, statistic, control=""):
+        """A row of the mean of `statistic(cell)` -> (value, variance over pictures) over cells, domains weighing alike."""
+        found = [(cell, *statistic(cell)) for cell in cells]
+        values = pd.DataFrame([(cell.domain, f"{cell.base}/{cell.seed}", value, variance) for cell, value, variance in found])
+        values.columns = ["domain", "model", "value", "variance"]
+        if values.domain.nunique() >= intervals.MINIMUM_CLUSTERS:
+            settings = {"replicates": self.options.bootstrap, "confidence": self.options.confidence, "seed": self.options.seed}
+            interval = intervals.bootstrap(values.value, values.domain, values.model, values.model, **settings)
+            value, low, high, note = interval.value, interval.low, interval.high, ""
+        else:
+            domains = values.groupby("domain").agg(value=("value", "mean"), error=("variance", lambda column: np.sqrt(column).mean()))
+            value, error = domains.value.mean(), np.sqrt(np.square(domains.error).sum()) / len(domains)
+            half = stats.norm.ppf(0.5 + self.options.confidence / 2) * error
+            low, high, note = value - half, value + half, "; interval=images"
+        seeds = sorted({cell.seed for cell in cells if cell.seed})
+        return self.row(key, metric, (value, low, high), sum(len(cell.labels) for cell in cells), control, note, seeds)
+
+    def row(self, key, metric, numbers, n, control="", note="", seeds=()):
+        setting = key["setting"] + (f"; control={control}" if control else "") + note
+        value, low, high = numbers
+        counted = {"value": value, "ci_low": low, "ci_high": high, "n": n, "seeds": ";".join(seeds)}
+        return {"system": SYSTEM, "world": self.world, "defence": "", **key, "setting": setting, "metric": metric, **counted}
+
+
+def auc_of(score):
+    """(AUC, variance) of a cell's scores `score(cell)` within its domain."""
+
+    def statistic(cell):
+        value, covariance = roc.auc_covariance(cell.labels, [score(cell)])
+        return value[0], covariance[0, 0]
+
+    return statistic
+
+
+def difference(first, second):
+    """(AUC difference, variance) of two scores of the same pictures, paired (DeLong et al. 1988)."""
+
+    def statistic(cell):
+        value, covariance = roc.auc_covariance(cell.labels, [first(cell), second(cell)])
+        return value[0] - value[1], covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
+
+    return statistic
+
+
+def tuned(cell):
+    return cell.tuned
+
+
+def before(cell):
+    return cell.before
+
+
+def standardised(values):
+    """Scores with mean 0 and deviation 1 within their domain (label-free), so that domains can share a threshold."""
+    return (values - values.mean()) / (values.std() or 1.0)
+
+
+def cells_of(scored, base_scores):
+    """The cells of one kind of tuned model; `InputError` if a picture lacks its base score."""
+    both = scored.merge(base_scores[[*_KEY, "score"]], on=_KEY, suffixes=("", "_base"), how="left")
+    if both.score_base.isna().any():
+        row = both[both.score_base.isna()].iloc[0]
+        raise InputError(f"picture {row.image_id!r} has no score of the base {row.base!r} by attack {row.attack!r}; score the base in the same job")
+    cells = []
+    for (base, seed, domain), block in both.groupby(["base", "seed", "image_concept"], sort=True):
+        labels = (block.pretrained == "1").to_numpy()
+        if min(labels.sum(), (~labels).sum()) < 2:
+            raise InputError(f"domain {domain!r} of base {base!r} needs at least two members and two non-members")
+        cells.append(Cell(base, seed, domain, labels, block.score.to_numpy(), block.score_base.to_numpy(), block.dose.to_numpy()))
+    return cells
+
+
+def _of_bases(table, label, made):
+    """All rows of a group of bases, under the name `label`."""
+    rows, base_scores, calls = [], table[table.model_id == "base"], table.groupby("attack").model_calls.max()
+    for (attack, setting, caption), block in base_scores.groupby(["attack", "setting", "caption"], sort=True):
+        key = {"base": label, "method": "base", "attack": attack, "setting": _setting(setting, caption)}
+        cells = cells_of(block, block)
+        rows += [made.of(key, "AUC", cells, auc_of(tuned)), *_low_rate(key, made, cells, tuned), *_doses(key, made, cells, "AUC", auc_of(tuned))]
+    for (setting,), block in table[table.model_id == "none"].groupby(["setting"], sort=True):
+        key = {"base": label, "method": "none", "attack": "model-blind", "setting": setting}
+        rows.append(made.of(key, "AUC", cells_of(block, block), auc_of(tuned)))
+    kinds = table[~table.model_id.isin(["base", "none"])].groupby(["attack", "setting", "caption", "method", "world"], sort=True)
+    cells = {kind: cells_of(block, base_scores) for kind, block in kinds}
+    for (attack, setting, caption, method, source), found in cells.items():
+        key = {"base": label, "method": method, "attack": attack, "setting": _setting(setting, caption)}
+        control = "" if source == SELF else source
+        rows += [made.of(key, "AUC", found, auc_of(tuned), control), made.of(key, "amplification", found, difference(tuned, before), control)]
+        if control:
+            continue
+        rows += [*_low_rate(key, made, found, tuned), *_pooled(key, made, found), *_shift(key, made, found)]
+        rows += [*_doses(key, made, found, "amplification", difference(tuned, before)), *_per_domain(key, made, found)]
+        for (attack_, setting_, caption_, method_, other), against in cells.items():
+            if (attack_, setting_, caption_, method_) == (attack, setting, caption, method) and other != SELF:
+                rows.append(_paired(key, f"amplification beyond {other}", found, [against], made))
+        rows += _with_base(key, made, found, base_scores[base_scores.caption == caption], calls)
+    return rows + _between_methods(cells, label, made)
+
+
+def _setting(setting, caption):
+    return setting if caption == "true" else f"{setting},caption={caption}"
+
+
+def _low_rate(key, made, cells, score):
+    """TPR at a low FPR of standardised scores, all domains together; nothing below 500 non-members."""
+    labels = np.concatenate([cell.labels for cell in cells])
+    if (~labels).sum() < roc.MINIMUM_NONMEMBERS or len({cell.domain for cell in cells}) < intervals.MINIMUM_CLUSTERS:
+        return []
+    values, rate = [standardised(score(cell)) for cell in cells], made.options.false_positive_rate
+    domains = sorted({cell.domain for cell in cells})
+    of_domain = {name: [index for index, cell in enumerate(cells) if cell.domain == name] for name in domains}
+
+    def rate_of(chosen):
+        picked = [index for name in chosen for index in of_domain[name]]
+        joined, known = np.concatenate([values[i] for i in picked]), np.concatenate([cells[i].labels for i in picked])
+        return roc.tpr_at_fpr(joined[known], joined[~known], rate, minimum_nonmembers=1)
+
+    rng = np.random.default_rng(made.options.seed)
+    drawn = [rate_of(rng.choice(domains, len(domains))) for _ in range(made.options.bootstrap)]
+    low, high = np.quantile(drawn, [0.5 - made.options.confidence / 2, 0.5 + made.options.confidence / 2])
+    return [made.row(key, f"TPR@{rate:.0%}FPR", (rate_of(domains), low, high), len(labels))]
+
+
+def _doses(key, made, cells, metric, statistic):
+    """Members of each dose against all non-members."""
+    rows = []
+    for dose in sorted({value for cell in cells for value in cell.dose[cell.labels]} - {""}, key=float):
+        parts = []
+        for cell in cells:
+            keep = ~cell.labels | (cell.dose == dose)
+            if (cell.labels & keep).sum() >= 2:
+                parts.append(Cell(cell.base, cell.seed, cell.domain, *(column[keep] for column in (cell.labels, cell.tuned, cell.before, cell.dose))))
+        if parts:
+            rows.append(made.of(key, f"{metric} at dose {dose}", parts, statistic))
+    return rows
+
+
+def _per_domain(key, made, cells):
+    rows = []
+    for domain in sorted({cell.domain for cell in cells}):
+        row = made.of(key, "amplification per domain", [cell for cell in cells if cell.domain == domain], difference(tuned, before))
+        rows.append(row | {"setting": f"{key['setting']}; concept={domain}; interval=images"})
+    return rows
+
+
+def _pooled(key, made, cells):
+    """One ROC curve of standardised scores over all domains; DeLong's variance clustered over domains (Obuchowski 1997)."""
+    domains = np.concatenate([[cell.domain] * len(cell.labels) for cell in cells])
+    if len(set(domains)) < intervals.MINIMUM_CLUSTERS:
+        return []
+    labels = np.concatenate([cell.labels for cell in cells])
+    scores = [np.concatenate([standardised(score(cell)) for cell in cells]) for score in (tuned, before)]
+    found = roc.delong_difference(labels, *scores, domains, made.options.confidence)
+    return [made.row(key, "amplification pooled", (found.value, found.low, found.high), len(labels), seeds=sorted({cell.seed for cell in cells}))]
+
+
+def _shift(key, made, cells):
+    """Twins: half the difference of the amplifications under two bases that exchange members and non-members; nothing for other bases."""
+    bases = sorted({cell.base for cell in cells})
+    if len(bases) != 2:
+        return []
+    sides = [{(cell.domain, cell.seed): cell for cell in cells if cell.base == base} for base in bases]
+    if sides[0].keys() != sides[1].keys() or any(len(sides[0][at].labels) != len(sides[1][at].labels) for at in sides[0]):
+        return []
+    if not all((sides[0][at].labels != sides[1][at].labels).all() for at in sides[0]):
+        return []
+    paired = difference(tuned, before)
+
+    def statistic(cell):
+        twin = sides[1][cell.domain, cell.seed]
+        (first, a), (second, b) = paired(cell), paired(twin)
+        return (first - second) / 2, (np.sqrt(a) + np.sqrt(b)) ** 2 / 4  # the same pictures: fully dependent is the cautious assumption
+
+    return [made.of(key, "shift", list(sides[0].values()), statistic)]
+
+
+def _paired(key, metric, cells, others, made):
+    """A row of the difference of amplifications to the mean of other kinds of models, given by their cells, on the same pictures."""
+    others = [{(cell.base, cell.seed, cell.domain): cell for cell in group} for group in others]
+    shared = [cell for cell in cells if all((cell.base, cell.seed, cell.domain) in group for group in others)]
+    if not shared:
+        raise InputError(f"{metric}: the models compared share no domain, base and seed")
+
+    def statistic(cell):
+        compared = [group[cell.base, cell.seed, cell.domain].tuned for group in others]
+        values, covariance = roc.auc_covariance(cell.labels, [cell.tuned, *compared])
+        weights = np.array([1.0, *[-1 / len(compared)] * len(compared)])
+        return weights @ values, weights @ covariance @ weights
+
+    return made.of(key, metric, shared, statistic)
+
+
+def _between_methods(cells, label, made):
+    rows = []
+    for attack, setting, caption in sorted({kind[:3] for kind in cells}):
+        mine = {kind[3]: found for kind, found in cells.items() if kind[:3] == (attack, setting, caption) and kind[4] == SELF}
+        key = {"base": label, "attack": attack, "setting": _setting(setting, caption)}
+        for first, second in DIFFERENCES:
+            if first in mine and second in mine:
+                rows.append(_paired(key | {"method": f"{first}-minus-{second}"}, "amplification", mine[first], [mine[second]], made))
+        others = [found for method, found in mine.items() if method != BEST]
+        if BEST in mine and others:
+            rows.append(_paired(key | {"method": f"{BEST}-minus-others"}, "amplification", mine[BEST], others, made))
+    return rows
+
+
+def _with_base(key, made, cells, base_scores, calls):
+    """What the base adds as a reference, against the base's own best attack of as many calls, which is chosen on the other domains."""
+    rows, allowed = [], 2 * calls[key["attack"]]
+    rivals = {}
+    for attack, block in base_scores[base_scores.attack.map(calls) <= allowed].groupby("attack"):
+        rivals[attack] = {(cell.base, cell.domain): cell for cell in cells_of(block, block)}
+    values = {attack: {at: roc.auc(cell.tuned[cell.labels], cell.tuned[~cell.labels]) for at, cell in found.items()} for attack, found in rivals.items()}
+    domains = sorted({cell.domain for cell in cells})
+    if len(domains) < 2:
+        return []
+
+    def rival(cell):
+        def elsewhere(attack):
+            return np.mean([value for (_, domain), value in values[attack].items() if domain != cell.domain])
+
+        return rivals[max(sorted(rivals), key=elsewhere)][cell.base, cell.domain].tuned
+
+    def minus_base(cell):
+        return cell.tuned - cell.before
+
+    def two_scores(cell):
+        others = [other for other in cells if other.domain != cell.domain]
+        stacked = [np.stack([standardised(item.before), standardised(item.tuned)], 1) for item in (*others, cell)]
+        return linear_scores(np.concatenate(stacked[:-1]), np.concatenate([item.labels for item in others]).astype(float), stacked[-1])
+
+    for name, score in (("reference", minus_base), ("two-score", two_scores)):
+        mine = key | {"attack": f"{name}-{key['attack']}"}
+        rows += [made.of(mine, "AUC", cells, auc_of(score)), made.of(mine, "AUC minus base best", cells, difference(score, rival))]
+    return rows
+
+
+def fidelity_rows(table, world, options):
+    """Rows of a fidelity table: the mean over domains of each metric, interval over domains (bootstrap, whatever their number: these are no tests)."""
+    rows = []
+    for (base, source, metric), block in table.groupby(["base", "source", "metric"], sort=True):
+        settings = {"replicates": options.bootstrap, "confidence": options.confidence, "seed": options.seed, "unit": "concepts"}
+        interval = intervals.bootstrap(block.value, block.concept, block.concept, block.concept, **settings)
+        control = "" if source == SELF else f"; control={source}"
+        key = {"system": SYSTEM, "world": world, "base": base, "method": "none", "attack": "synthesize", "defence": "", "setting": f"none{control}"}
+        rows.append(key | {"metric": metric, "value": interval.value, "ci_low": interval.low, "ci_high": interval.high, "n": int(block.n.sum()), "seeds": ""})
+    return pd.DataFrame(rows, columns=COLUMNS)

@@ -1,0 +1,203 @@
+# Shake-to-Leak: self-made sets, fine-tunes on them, membership scores of base and tuned models in one job per shard of domains.
+
+
+wildcard_constraints:
+    source=one_of([*SHAKE_SETS, "lr0"]),
+    tuning=one_of(options.method for options in SHAKE.methods),
+
+
+rule shake_synthesize:
+    input:
+        base=shake_base,
+        images="<results>/data/" + SHAKE.images[0] + "/manifest.csv",
+        reference=shake_reference(),
+    output:
+        manifest="<results>/shake-to-leak/{base}/sets/{source}/manifest.csv",
+    log:
+        "<logs>/shake_synthesize/{base}.{source}.log",
+    benchmark:
+        "<benchmarks>/shake_synthesize/{base}.{source}.tsv"
+    conda:
+        "../../envs/models.yaml"
+    threads: study.threads
+    resources:
+        gpu=GPU,
+        mem_mb=gigabytes(4),
+        runtime=minutes(480),
+    params:
+        base=shake_base_folder,
+        images=subpath(input.images, parent=True),
+        reference=shake_reference_flag,
+        out=subpath(output.manifest, parent=True),
+        start=SHAKE.first_domain,
+        stop=SHAKE.first_domain + SHAKE.domains,
+        device=DEVICE,
+        dtype=study.dtype,
+        options=shake_synthesize_options,
+        code=code("tuneleak.finetune.synthesize"),
+    shell:
+        "exec python -m tuneleak synthesize --images {params.images:q} --base {params.base:q} {params.reference} --start {params.start} --stop {params.stop}"
+        " --out {params.out:q} --device {params.device} --dtype {params.dtype} --options {params.options:q} > {log} 2>&1"
+
+
+rule shake_finetune:
+    input:
+        base=shake_base,
+        images=shake_set,
+    output:
+        manifest="<results>/shake-to-leak/{base}/models/{source}/{tuning}/{shard}/manifest.csv",
+    log:
+        "<logs>/shake_finetune/{base}.{source}.{tuning}.{shard}.log",
+    benchmark:
+        "<benchmarks>/shake_finetune/{base}.{source}.{tuning}.{shard}.tsv"
+    conda:
+        "../../envs/models.yaml"
+    threads: study.threads
+    resources:
+        gpu=GPU,
+        mem_mb=gigabytes(4),
+        runtime=minutes(1440),
+    params:
+        base=shake_base_folder,
+        images=subpath(input.images, parent=True),
+        out=subpath(output.manifest, parent=True),
+        start=shake_first,
+        stop=shake_last,
+        device=DEVICE,
+        dtype=study.dtype,
+        options=shake_finetune_options,
+        code=code("tuneleak.finetune.loop"),
+    shell:
+        "exec python -m tuneleak finetune --base {params.base:q} --images {params.images:q} --world {wildcards.source} --split test"
+        " --start {params.start} --stop {params.stop} --out {params.out:q} --device {params.device} --dtype {params.dtype} --options {params.options:q} > {log} 2>&1"
+
+
+rule shake_scores:
+    input:
+        base=shake_base,
+        images=shake_images(),
+        models=shake_models,
+        members=shake_members,
+        blind=shipped(SHAKE.blind),
+    output:
+        scores="<results>/shake-to-leak/{base}/scores{shard}.csv",
+    log:
+        "<logs>/shake_scores/{base}.{shard}.log",
+    benchmark:
+        "<benchmarks>/shake_scores/{base}.{shard}.tsv"
+    conda:
+        "../../envs/models.yaml"
+    threads: study.threads
+    resources:
+        gpu=GPU,
+        mem_mb=gigabytes(4),
+        runtime=minutes(480),
+    params:
+        base=shake_base_folder,
+        images=folders_of_images,
+        models=folders_of_models,
+        blind=shake_blind_flag,
+        blind_digest=shipped_digest(SHAKE.blind),
+        device=DEVICE,
+        dtype=study.dtype,
+        options=as_json(SHAKE.membership),
+        code=shake_membership_code(),
+    shell:
+        "exec python -m tuneleak attack membership --images {params.images:q} --base {params.base:q} --models {params.models:q}"
+        " --members {input.members} {params.blind} --out {output.scores} --device {params.device} --dtype {params.dtype}"
+        " --options {params.options:q} > {log} 2>&1"
+
+
+rule shake_fidelity:
+    input:
+        sets=collect("<results>/shake-to-leak/{base}/sets/{source}/manifest.csv", base=SHAKE_BASES, source=SHAKE_SETS),
+        reference=shake_reference(),
+        instruments=shipped(study.instruments.copy_score, SHAKE.identity, SHAKE.clip),
+    output:
+        table="<results>/metrics/shake-to-leak/fidelity.csv",
+    log:
+        "<logs>/shake_fidelity.log",
+    benchmark:
+        "<benchmarks>/shake_fidelity.tsv"
+    conda:
+        "../../envs/models.yaml"
+    threads: 1
+    resources:
+        gpu=GPU,
+        mem_mb=gigabytes(4),
+        runtime=minutes(60),
+    params:
+        sets=folders_of_sets,
+        reference=shake_reference_flag,
+        copy_score=study.instruments.copy_score,
+        identity=SHAKE.identity,
+        clip=SHAKE.clip,
+        instruments=shipped_digest(study.instruments.copy_score, SHAKE.identity, SHAKE.clip),
+        world=SHAKE.world,
+        device=DEVICE,
+        code=code("tuneleak.metrics.fidelity"),
+    shell:
+        "exec python -m tuneleak fidelity --synthetic {params.sets:q} {params.reference} --copy-score {params.copy_score:q} --identity {params.identity:q}"
+        " --clip {params.clip:q} --world {params.world} --device {params.device} --out {output.table} > {log} 2>&1"
+
+
+rule evaluate_shake:
+    input:
+        scores=collect("<results>/shake-to-leak/{base}/scores{shard}.csv", base=SHAKE_BASES, shard=SHAKE_SHARDS),
+        fidelity=shake_fidelity(),
+    output:
+        table="<results>/metrics/shake-to-leak/main.csv",
+    log:
+        "<logs>/evaluate_shake.log",
+    benchmark:
+        "<benchmarks>/evaluate_shake.tsv"
+    conda:
+        "../../envs/report.yaml"
+    threads: 1
+    resources:
+        mem_mb=gigabytes(2),
+        runtime=minutes(60),
+    params:
+        fidelity=shake_fidelity_flag,
+        world=SHAKE.world,
+        options=as_json(SHAKE.evaluate),
+        code=code("tuneleak.metrics.shake_to_leak"),
+    shell:
+        "exec python -m tuneleak evaluate shake-to-leak --scores {input.scores} {params.fidelity} --world {params.world}"
+        " --out {output.table} --options {params.options:q} > {log} 2>&1"
+
+
+rule draw_shake:
+    input:
+        metrics="<results>/metrics/shake-to-leak/main.csv",
+        scores=collect("<results>/shake-to-leak/{base}/scores{shard}.csv", base=SHAKE_BASES, shard=SHAKE_SHARDS),
+    output:
+        pdf=collect("<results>/figures/shake-to-leak/shake_{figure}.pdf", figure=SHAKE_FIGURES),
+        amplification=report(
+            "<results>/figures/shake-to-leak/shake_amplification.png",
+            caption="../report/shake_amplification.rst",
+            category="Shake-to-Leak",
+            labels={"figure": "amplification", "preset": study.preset},
+        ),
+    log:
+        "<logs>/draw_shake.log",
+    benchmark:
+        "<benchmarks>/draw_shake.tsv"
+    conda:
+        "../../envs/models.yaml"
+    threads: 1
+    resources:
+        mem_mb=gigabytes(2),
+        runtime=minutes(20),
+    params:
+        out=subpath(output.amplification, parent=True),
+        code=code("tuneleak.report.figures_shake"),
+    shell:
+        "exec python -m tuneleak figures shake-to-leak --metrics {input.metrics} --scores {input.scores} --out {params.out:q} > {log} 2>&1"
+
+
+rule shake:
+    input:
+        shake_tables(),
+        shake_figures(),
+    localrule: True
