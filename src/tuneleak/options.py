@@ -21,6 +21,12 @@ def _attacks(family, function):
     return [module.stem.replace("_", "-") for module in modules if f"\ndef {function}(" in module.read_text(encoding="utf-8")]
 
 
+def _encoders():
+    """The encoders of weights are the modules that define `Encoder`."""
+    modules = sorted((Path(__file__).parent / "attacks" / "weights").glob("*.py"))
+    return [module.stem for module in modules if "\nclass Encoder(" in module.read_text(encoding="utf-8")]
+
+
 def _kinds():
     """The weight transforms, by their functions `<kind>_transform`; read like the attacks."""
     text = (Path(__file__).parent / "defences" / "transforms.py").read_text(encoding="utf-8")
@@ -174,7 +180,7 @@ class TransformOptions(Options):
 class WeightsTrainOptions(Options):
     """Training of one encoder of weights."""
 
-    attack: Literal["spectral", "autoencoder", "constant", "linear"] = Field("spectral", description="ours, the paper's, or a control that trains alike")
+    attack: Literal[*_encoders()] = Field("spectral", description="ours (spectral), the paper's (autoencoder), or a control that trains alike")
     examples: Literal["all", "final"] = Field("all", description="examples: every kept step of a fine-tune, or its final weights only")
     steps: Positive = Field(400, description="optimiser steps of the encoder")
     batch: Positive = Field(16, description="models per step, one UNet call each")

@@ -23,6 +23,7 @@ from tuneleak.attacks.weights import linear
 from tuneleak.attacks.weights.encoded import Encoded
 from tuneleak.models.lora_algebra import canonical
 
+SHIFT = 10.0  # z_0 moves as much faster than the other weights: AdamW moves each by about the learning rate, and z_0 has furthest to go
 GATES = (0.0, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0)
 FOLDS = 5  # of people: ridge estimates for training are made without a fold; the last one decides the gate
 
@@ -48,7 +49,8 @@ class Encoder(nn.Module):
         self.coefficients = nn.Linear(embedding_size, options.basis)
         self.prior = linear.Encoder(pairs, start, embedding_size, options)
         self.register_buffer("gate", torch.ones(()))
-        self.z_0 = nn.Parameter(start.clone())
+        self.register_buffer("start", start.clone())
+        self.shift = nn.Parameter(torch.zeros_like(start))
         self.basis = nn.Parameter(torch.randn(options.basis, *start.shape) * options.basis**-0.5 * 0.1)
 
     @staticmethod
@@ -87,7 +89,8 @@ class Encoder(nn.Module):
         ridge = self.ridge(features)
         tokens = torch.cat([self.tokens(features), self.guess(ridge)[:, None]], 1) + self.place
         embedding = F.normalize(ridge + self.gate * self.embedding(self.trunk(tokens)[:, -1]), dim=-1)
-        return Encoded(self.z_0 + torch.einsum("nk,kld->nld", self.coefficients(ridge), self.basis), embedding)
+        coefficients = self.coefficients(ridge * ridge.shape[1] ** 0.5)
+        return Encoded(self.start + SHIFT * self.shift + torch.einsum("nk,kld->nld", coefficients, self.basis), embedding)
 
     def begin(self, weights, embeddings, options):
         """Fit the ridge regression; returns (further features for training, rows to train on). embeddings `(N, e)`: of each model's person."""
@@ -104,7 +107,7 @@ class Encoder(nn.Module):
             known = weights.take(inside)
             if known.table.concept.nunique() < 2:
                 continue  # with so few people there is nothing to estimate from
-            fitted = linear.Encoder(known.pairs, self.z_0, embeddings.shape[1], options).fit(embeddings[inside].cpu(), list(known.table.concept))
+            fitted = linear.Encoder(known.pairs, self.start, embeddings.shape[1], options).fit(embeddings[inside].cpu(), list(known.table.concept))
             ridge[outside] = fitted(linear.Encoder.features(weights.chosen(outside), options), None).embedding
         chosen = (fold != FOLDS - 1).nonzero()[:, 0] if len(people) > FOLDS else torch.arange(len(weights))
         return {"ridge": ridge}, chosen
