@@ -92,7 +92,8 @@ def test_inconsistent_entries_are_named(path, value, says):
 def test_a_new_attack_is_one_file_and_one_line(tmp_path):
     """A copy of the package with one more attack module accepts its name in the configuration."""
     package = shutil.copytree(ROOT / "src" / "tuneleak", tmp_path / "tuneleak", ignore=shutil.ignore_patterns("__pycache__"))
-    (package / "attacks" / "extraction" / "my_attack.py").write_text("CALLS_PER_STEP = 1\n\n\ndef guide(pair, x, t, guidance):\n    return x\n")
+    text = 'CALLS_PER_STEP = 1\n\n\ndef setting(guidance):\n    return ""\n\n\ndef guide(pair, x, t, guidance):\n    return x\n'
+    (package / "attacks" / "extraction" / "my_attack.py").write_text(text)
     values = changed(["finextract", "attacks"], [*SHIPPED["finextract"]["attacks"], "my-attack"])
     fails(values, f"finextract.attacks.{len(SHIPPED['finextract']['attacks'])}: Input should be")
     values["finextract"]["guidance"] += [
