@@ -76,6 +76,38 @@ def make(
     return Study(folder, metrics, tuning, matches, images)
 
 
+def make_private(folder, budgets=("1", "10", "inf"), methods=("attention", "all", "lora")):
+    """Write a made-up DP-LDM study: its metrics table, and sets of sampled and real pictures. Returns (metrics, samples, images)."""
+    rng, table = np.random.default_rng(0), []
+
+    def add(method, defence, metric, value, setting="interval=runs", world="near", attack="", n=1000, half=0.03):
+        cells = ("dp-ldm", world, "H1", method, attack, defence, setting, metric, value, value - half, value + half, n, "0;1;2")
+        table.append(dict(zip(COLUMNS, cells, strict=True)))
+
+    cells = [("base", "epsilon=0"), ("real", ""), *((method, f"epsilon={budget}") for method in methods for budget in budgets)]
+    for world in ("near", "far", "near-text"):
+        for method, defence in cells:
+            for metric in ("FD-copy-b", "accuracy cnn", "accuracy logistic", "precision", "recall"):
+                add(method, defence, metric, rng.uniform(0.2, 0.9), world=world)
+    for part in ("to_q", "to_k", "to_v"):
+        for block in range(7):
+            add("attention", "epsilon=10", f"weight change {part}", rng.uniform(0, 0.1), setting=f"concept=block {block}", half=0)
+    for metric, value in (("audited epsilon (one run)", 3.1), ("audited epsilon (many runs)", 4.2), ("correct guesses", 0.8)):
+        add("attention", "epsilon=10", metric, value, setting="", attack="audit-dirac", half=0)
+    for metric, value in (("trained weights", 9.8e6), ("trained share", 0.108)):
+        add("attention", "", metric, value, setting="", world="imagenet32-to-cifar10", n=90803075, half=0)
+    metrics = folder / "private.csv"
+    files.write_csv(metrics, pd.DataFrame(table, columns=COLUMNS))
+    labels = [f"class{number}" for number in range(4)]
+    rows = [{"image_id": f"r{number}", "concept": "style", "caption": "", "fold": "test", "label": label} for number, label in enumerate(labels)]
+    images = imageset.write(folder / "private-data", rows, [_picture(rng) for _ in rows]).folder
+    rows = [
+        {"image_id": f"{method}{defence}{number}", "concept": method, "caption": "", "label": label, "method": method, "defence": defence, "seed": "0"}
+        for method, defence in cells if method != "real" for number, label in enumerate(labels)
+    ]  # fmt: skip
+    return metrics, [imageset.write(folder / "private-samples", rows, [_picture(rng) for _ in rows]).folder], [images]
+
+
 def meta(path, processor="a processor", versions=None):
     """Write the sidecar of `path` with a given machine, as if the table had been made there."""
     path = Path(path)

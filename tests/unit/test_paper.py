@@ -9,6 +9,7 @@ import pytest
 
 from tuneleak.errors import InputError
 from tuneleak.report import claims, macros, paper, record, rows, style, tables, typeset
+from tuneleak.report.figures_dp_ldm import figures as private
 from tuneleak.report.figures_finextract import figures
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +44,7 @@ def test_no_number_is_typed_into_the_text():
 def test_every_macro_of_the_text_is_generated(study, judged):
     made = all_macros(study, judged)
     used = {name for path in [SOURCES / "main.tex", *sections()] for name in re.findall(r"\\([A-Z][A-Za-z]+)", path.read_text())}
-    assert len(used) > 20 and not used - set(made) - {"Bigl", "Bigr", "IfFileExists"}
+    assert len(used) > 20 and not used - set(made) - {"Bigl", "Bigr", "Delta", "IfFileExists"}
     assert all(name.isalpha() for name in made) and all(made.values()), "a macro without text prints a hole"
 
 
@@ -104,19 +105,21 @@ needs_latex = pytest.mark.skipif(shutil.which("latexmk") is None, reason="latexm
 
 
 @pytest.fixture(scope="module")
-def parts(study, tmp_path_factory):
-    """Folders with tables and figures."""
+def parts(report_study, study, tmp_path_factory):
+    """Folders with tables and figures; the figures of the weights study are blank."""
     folder = tmp_path_factory.mktemp("parts")
     tables.tables(study.metrics, folder / "tables", REFERENCE)
     figures(study.metrics, study.tuning, study.matches, study.images, folder / "figures")
     for name in ("reconstructions", "attacks", "defences", "scaling"):
         with style.figure(3, 2) as figure:
             style.save(figure, folder / "weights-figures", f"weights-{name}")
+    private(*report_study.make_private(folder), folder / "private", folder / "tables")
     return folder
 
 
 def typeset_paper(study, judged, parts, out, **changes):
-    arguments = {"tables": parts / "tables", "figures": [parts / "figures", parts / "weights-figures"], "reference": REFERENCE, "sources": SOURCES} | changes
+    drawn = [parts / name for name in ("figures", "weights-figures", "private")]
+    arguments = {"tables": parts / "tables", "figures": drawn, "reference": REFERENCE, "sources": SOURCES} | changes
     paper.paper(study.metrics, judged, out=out, **arguments)
 
 
@@ -144,6 +147,7 @@ def test_a_recorded_run_stands_beside_this_one(report_study, study, judged, part
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks" / "finetune.tsv").write_text("s\tmax_rss\n7200\t100\n")
     record.record(tmp_path / "metrics.csv", tmp_path / "benchmarks", reference / "full", claims=judged)
+    shutil.copytree(parts / "tables", tmp_path / "tables")
     tables.tables(study.metrics, tmp_path / "tables", reference)
     typeset_paper(study, judged, parts, tmp_path / "paper.pdf", tables=tmp_path / "tables", reference=reference, benchmarks=tmp_path / "benchmarks")
     made = (tmp_path / "paper-build" / "macros.tex").read_text()
@@ -173,7 +177,7 @@ def test_missing_parts_are_named(study, judged, tmp_path, monkeypatch, argument,
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).touch()
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
-    paths = {"figures": tmp_path / "figures", "tables": tmp_path / "tables", "sources": SOURCES, argument: tmp_path / "nowhere"}
-    paths["figures"] = [paths["figures"]]
+    nowhere = [tmp_path / "nowhere"] if argument == "figures" else tmp_path / "nowhere"
+    paths = {"figures": [tmp_path / "figures"], "tables": tmp_path / "tables", "sources": SOURCES, argument: nowhere}
     with pytest.raises(InputError, match=message):
         paper.paper(study.metrics, judged, reference=REFERENCE, out=tmp_path / "paper.pdf", **paths)

@@ -144,7 +144,7 @@ def prepare(base, options, seed):
     if options.trainable == "lora":
         methods.add_lora(base.unet, options.rank, options.alpha, options.target_modules, runtime.generator("dp-lora", seed))
     if options.conditioning == "class":
-        embedder = conditioned.ClassEmbedder(class_contexts(base, options)).to(base.device)
+        embedder = conditioned.ClassEmbedder(class_contexts(base, options), options.context_gain).to(base.device)
         tokens = embedder.shape[0]
     else:
         embedder = conditioned.TextEmbedder(base.text_encoder) if options.conditioning == "text-encoder" else None

@@ -9,15 +9,28 @@ CLASS_FILE = "class_embedder.safetensors"
 
 
 class ClassEmbedder(nn.Module):
-    """A table of contexts, one per public class: `(n,)` class numbers -> `(n, L, d)`. It starts at given contexts (`(classes, L, d)`)."""
+    """A context per public class: `(n,)` class numbers -> `(n, L, d)`, the given contexts `(classes, L, d)` plus `gain` times a trained table that starts at 0.
 
-    def __init__(self, contexts):
+    The gain lets the contexts, whose entries are near 1, move faster than the UNet's weights at one learning rate.
+    """
+
+    def __init__(self, contexts, gain=1.0):
         super().__init__()
-        self.shape = tuple(contexts.shape[1:])
-        self.table = nn.Embedding.from_pretrained(contexts.detach().float().flatten(1).clone(), freeze=False)
+        self.gain = gain
+        self.register_buffer("initial", contexts.detach().float().clone())
+        self.table = nn.Embedding.from_pretrained(torch.zeros(len(contexts), contexts[0].numel()), freeze=False)
+
+    @property
+    def shape(self):
+        """(L, d) of a context."""
+        return tuple(self.initial.shape[1:])
 
     def forward(self, classes):
-        return self.table(classes).view(-1, *self.shape)
+        return self.initial[classes] + self.gain * self.table(classes).view(-1, *self.shape)
+
+    def contexts(self):
+        """All contexts, `(classes, L, d)`."""
+        return self.initial + self.gain * self.table.weight.detach().view(-1, *self.shape)
 
 
 class TextEmbedder(nn.Module):
@@ -49,8 +62,7 @@ def save_class_embedder(path, embedder, classes):
 
     from safetensors.torch import save_file
 
-    contexts = embedder.table.weight.detach().view(-1, *embedder.shape).float().cpu().contiguous()
-    save_file({"contexts": contexts}, path, metadata={"classes": json.dumps(list(classes))})
+    save_file({"contexts": embedder.contexts().float().cpu().contiguous()}, path, metadata={"classes": json.dumps(list(classes))})
 
 
 def load_class_contexts(path, width):
