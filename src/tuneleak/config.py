@@ -214,6 +214,10 @@ class DpLdm(Options):
         for name in [name for recipe in self.recipes for name in recipe.worlds] + [audit.world for audit in self.audits]:
             if name not in worlds:
                 raise ValueError(f"dp_ldm: {name!r} is not in dp_ldm.worlds")
+        for world in worlds:
+            sets = [(item.options.trainable, *item.options.blocks) for item in self.recipes if world in (item.worlds or [world])]
+            if len(set(sets)) < len(sets):
+                raise ValueError(f"dp_ldm.recipes: two recipes train the same weights in world {world!r}; tables know a method by its weights")
         if len({f"{epsilon:g}" for epsilon in self.epsilons}) < len(self.epsilons):
             raise ValueError("dp_ldm.epsilons: a budget occurs twice")
         return self

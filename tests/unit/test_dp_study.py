@@ -18,9 +18,9 @@ OPTIONS = DpUtilityOptions(classifiers=["logistic"], classifier_epochs=30, class
 PROMPTS = {"left": "a bar on the left", "right": "a bar on the right"}
 
 
-def bars(folder, count, seed, noise=20, flip=False, **facts):
+def bars(folder, count, draw, noise=20, flip=False, **facts):
     """Pictures of 8 pixels with a bright half, left or right; `flip` tells their labels wrong."""
-    random, rows, pixels = np.random.default_rng(seed), [], []
+    random, rows, pixels = np.random.default_rng(draw), [], []
     for index in range(count):
         side = index % 2
         picture = random.integers(0, noise, (8, 8, 3))

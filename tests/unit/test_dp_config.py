@@ -1,0 +1,69 @@
+"""The dp_ldm section: its cells, what it refuses, and what it costs."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tuneleak import budget, config
+from tuneleak.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[2]
+SHIPPED = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
+
+
+def study(**changes):
+    values = copy.deepcopy(SHIPPED)
+    values["dp_ldm"] |= changes
+    return config.load(values).dp_ldm
+
+
+def test_a_cell_is_a_world_a_method_and_a_budget_filled_in():
+    made = study(epsilons=[10, 1], noiseless=True)
+    assert [epsilon for _, _, epsilon in made.cells()] == ["1", "10", "inf"]
+    world, recipe, _ = made.cells()[0]
+    options = made.training(world, recipe, "1")
+    assert (options.privacy.epsilon, options.privacy.noiseless, options.prompts) == (1.0, False, world.prompts)
+    assert made.training(world, recipe, "inf").privacy.noiseless
+
+
+def test_a_recipe_may_be_for_one_world_only():
+    world = SHIPPED["dp_ldm"]["worlds"][0]
+    recipe = SHIPPED["dp_ldm"]["recipes"][0]
+    made = study(worlds=[world, world | {"name": "other"}], recipes=[recipe | {"worlds": ["other"]}])
+    assert {place.name for place, _, _ in made.cells()} == {"other"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"epsilons": [1, 1.0]}, "a budget occurs twice"),
+        ({"epsilons": [0]}, "greater than 0"),
+        ({"recipes": SHIPPED["dp_ldm"]["recipes"] * 2}, "must be unique"),
+        ({"recipes": [SHIPPED["dp_ldm"]["recipes"][0], SHIPPED["dp_ldm"]["recipes"][0] | {"name": "again"}]}, "two recipes train the same weights"),
+        ({"recipes": [SHIPPED["dp_ldm"]["recipes"][0] | {"worlds": ["nowhere"]}]}, "'nowhere' is not in dp_ldm.worlds"),
+        ({"worlds": [SHIPPED["dp_ldm"]["worlds"][0] | {"images": "nothing"}]}, "one of them is not listed"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(changes, says):
+    with pytest.raises(InputError, match=says):
+        study(**changes)
+
+
+def test_the_presets_stay_within_their_budgets():
+    """1.9 million UNet calls an hour on two cores: at most 12 minutes more for the default, 5 hours for full."""
+    calls = {}
+    for preset in (None, "full"):
+        loaded = budget.load(ROOT / "config.yaml", preset and ROOT / f"workflow/presets/{preset}.yaml")
+        calls[preset] = sum(row["training"] + row["sampling"] for row in budget.private_rows(loaded.dp_ldm))
+    assert calls[None] <= 1.9e6 * 12 / 60 and calls["full"] <= 1.9e6 * 5
+
+
+def test_public_classes_are_those_that_the_population_draws():
+    from tuneleak.data import avatars, population
+
+    full = budget.load(ROOT / "config.yaml", ROOT / "workflow/presets/full.yaml").dp_ldm
+    for world in full.worlds:
+        _, labels = avatars.CLASS_COMPONENT[population.DP_STYLES[world.images]]
+        assert tuple(world.prompts) == tuple(labels)
