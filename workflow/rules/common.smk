@@ -486,10 +486,10 @@ def dp_sampling(wildcards):
     return as_json(study.dp_ldm.sample, prompts=world.prompts, endings=world.endings)
 
 
-def dp_models(world=None, folder="dp"):
-    """The manifests of all trainings, or of one world's; in `dp-samples`: of what was drawn from them."""
+def dp_models(world=None):
+    """The manifests of all trainings, or of one world's."""
     cells = [cell for cell in study.dp_ldm.cells() if world in (None, cell[0].name)]
-    return [f"{RESULTS}/{folder}/{place.name}/{recipe.name}/{epsilon}/manifest.csv" for place, recipe, epsilon in cells]
+    return [f"{RESULTS}/dp/{place.name}/{recipe.name}/{epsilon}/manifest.csv" for place, recipe, epsilon in cells]
 
 
 def dp_embedder(wildcards):
@@ -508,18 +508,12 @@ def dp_samples_of(trained):
 def dp_samples_of_world(wildcards):
     trained = [dp_samples_of(path) for path in dp_models(wildcards.world)]
     return [f"{RESULTS}/dp-samples/{wildcards.world}/base/manifest.csv", *trained]
-    return [f"{RESULTS}/dp-samples/{wildcards.world}/base/manifest.csv", *dp_models(wildcards.world, "dp-samples")]
 
 
 def dp_samples():
     """Everything drawn: of the base and of every training, world by world."""
     drawn = [f"{RESULTS}/dp-samples/{world.name}/base/manifest.csv" for world in study.dp_ldm.worlds]
     return drawn + [dp_samples_of(path) for path in dp_models()]
-    return drawn + dp_models(folder="dp-samples")
-
-
-def dp_embedder(wildcards):
-    return study.dp_ldm.embedder
 
 
 def dp_image_sets():
