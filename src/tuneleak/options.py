@@ -97,6 +97,7 @@ class EmbedderOptions(Options):
     batch: Positive = Field(64, description="pictures (pairs for copy, identity and clip) per step")
     lr: Rate = Field(2e-3, description="peak learning rate of AdamW (warm-up, then cosine to zero)")
     muon_lr: float = Field(0.02, ge=0, description="peak learning rate of Muon for matrices and convolutions, same schedule; 0: AdamW for all")
+    blur: float = Field(0.6, ge=0, description="largest blur, in pixels, of the pictures a reader of factors is trained on (more hides eyes of four pixels)")
     identities: Literal["all", "even", "odd"] = Field("all", description="which public identities it sees (the two identity embedders share none)")
     layers: Positive = Field(3, description="transformer layers of a clip embedder's towers")
     context: Positive = Field(32, description="tokens of a caption, start and end included (clip)")

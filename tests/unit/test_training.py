@@ -63,7 +63,9 @@ def test_muon_turns_a_matrix_by_its_orthogonal_factor():
 
 
 def test_muon_leaves_embeddings_vectors_and_thin_matrices_to_adamw():
-    module = nn.ModuleDict({"conv": nn.Conv2d(3, 8, 3), "token_embedding": nn.Embedding(10, 8), "norm": nn.LayerNorm(8), "rgb": nn.Conv2d(8, 3, 3)})
+    module = nn.ModuleDict(
+        {"conv": nn.Conv2d(3, 8, 3), "token_embedding": nn.Embedding(10, 8), "norm": nn.LayerNorm(8), "rgb": nn.Conv2d(8, 3, 3), "attn_to_q": nn.Linear(8, 8)}
+    )
     optimizer = MuonAdamW(module, 1e-3, 0.02, 0.0)
     assert set(optimizer.views) == {"conv.weight"}
     assert set(MuonAdamW(module, 1e-3, 0.0, 0.0).others) == {name for name, _ in module.named_parameters()}

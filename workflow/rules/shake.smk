@@ -9,7 +9,7 @@ wildcard_constraints:
 rule shake_synthesize:
     input:
         base=shake_base,
-        images="<results>/data/" + SHAKE.images[0] + "/manifest.csv",
+        images=shake_images()[0],
         reference=shake_reference(),
     output:
         manifest="<results>/shake-to-leak/{base}/sets/{source}/manifest.csv",
@@ -129,9 +129,9 @@ rule shake_fidelity:
     params:
         sets=folders_of_sets,
         reference=shake_reference_flag,
-        copy_score=study.instruments.copy_score,
-        identity=SHAKE.identity,
-        clip=SHAKE.clip,
+        copy_score=copy_score,
+        identity=shake_identity,
+        clip=shake_clip,
         instruments=shipped_digest(study.instruments.copy_score, SHAKE.identity, SHAKE.clip),
         world=SHAKE.world,
         device=DEVICE,

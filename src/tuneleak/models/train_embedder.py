@@ -121,7 +121,7 @@ def _factor_loss(network, table, pixels, config, options, words):
     def loss_at(step):
         rng = runtime.generator(options.name, options.seed, step)
         chosen = torch.randint(len(pixels), (options.batch,), generator=rng)
-        x = augment.blur(augment.crop(as_tensor(pixels[chosen].numpy()), rng, 0.9), rng, 0.6)  # more would hide eyes of four pixels
+        x = augment.blur(augment.crop(as_tensor(pixels[chosen].numpy()), rng, 0.9), rng, options.blur)
         outputs = _half(network, x)
         losses = [F.cross_entropy(output, labels[name][chosen]) for name, output in outputs.items()]
         accuracy = torch.stack([(output.argmax(-1) == labels[name][chosen]).float().mean() for name, output in outputs.items()])
