@@ -122,6 +122,24 @@ def test_near_equal_singular_values_make_no_jump(ours):
     assert closeness(at(1e-6, 0.0), at(1e-6, 1.0)) < 1e-4 < closeness(at(1.0, 0.0), at(1.0, 1.0))
 
 
+def test_batched_tokenisers_are_convolutional_networks_with_instance_normalisation():
+    from tuneleak.attacks.weights import autoencoder
+
+    torch.manual_seed(0)
+    count, n, channels, length = 3, 2, 4, 9
+    x = torch.randn(count, n, channels, length)
+    weight = autoencoder._convolution(count, channels, 5).detach()
+    by_torch = torch.stack([torch.nn.functional.conv1d(x[g], weight[g, :, :-1].view(5, channels, 3), weight[g, :, -1], padding=1) for g in range(count)])
+    assert torch.allclose(autoencoder.convolve(x, weight), by_torch, atol=1e-5)
+    assert torch.allclose(autoencoder.normalise(x)[0], torch.nn.functional.instance_norm(x[0]), atol=1e-5)
+    tokenisers = autoencoder.Tokenisers(count, channels, length, 6)
+    assert tokenisers(x).shape == (count, n, 6)
+    swapped = x.clone()
+    swapped[1] += torch.randn(n, channels, length)
+    changed = (tokenisers(swapped) - tokenisers(x)).abs().amax((1, 2))
+    assert changed[1] > 1e-3 and changed[0] == changed[2] == 0, "each matrix has a tokeniser of its own"
+
+
 def test_the_papers_encoder_sees_the_factorisation(tiny_base):
     base, options = pipeline.load_base(tiny_base), WeightsTrainOptions(attack="autoencoder")
     pairs = pairs_of(rank=4)

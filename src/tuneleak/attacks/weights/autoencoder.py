@@ -21,20 +21,45 @@ from tuneleak.attacks.weights.encoded import Encoded
 BLOCKS = 4
 
 
-class MatrixTokeniser(nn.Module):
-    """Matrices `(n, r, length)` -> tokens `(n, width)`: four blocks of two convolutions with instance normalisation, the last one to a single channel."""
+class Tokenisers(nn.Module):
+    """G tokenisers for matrices of one shape, each with weights of its own: `(G, n, r, length)` -> tokens `(G, n, width)`.
 
-    def __init__(self, channels, length, width):
+    Four blocks of two convolutions of width 3 with instance normalisation, the last one to a single channel, then a linear map. Written as batched
+    products, because G small networks one after another cost many times their arithmetic.
+    """
+
+    def __init__(self, count, channels, length, width):
         super().__init__()
-        self.first = nn.ModuleList(nn.Conv1d(channels, channels, 3, padding=1) for _ in range(BLOCKS))
-        self.second = nn.ModuleList(nn.Conv1d(channels, channels if block + 1 < BLOCKS else 1, 3, padding=1) for block in range(BLOCKS))
-        self.out = nn.Linear(length, width)
+        self.first = nn.ParameterList(_convolution(count, channels, channels) for _ in range(BLOCKS))
+        self.second = nn.ParameterList(_convolution(count, channels, channels if block + 1 < BLOCKS else 1) for block in range(BLOCKS))
+        self.out = nn.Parameter(_uniform((count, length + 1, width), length))
 
     def forward(self, x):
         for block, (first, second) in enumerate(zip(self.first, self.second, strict=True)):
             x = F.leaky_relu(x) if block else x
-            x = second(F.instance_norm(F.leaky_relu(first(F.instance_norm(x)))))
-        return self.out(torch.tanh(x[:, 0]))
+            x = convolve(normalise(F.leaky_relu(convolve(normalise(x), first))), second)
+        return torch.tanh(x[:, :, 0]) @ self.out[:, :-1] + self.out[:, -1:]
+
+
+def convolve(x, weight):
+    """Convolutions of width 3 with zero padding: x `(G, n, c, length)`, weight `(G, o, 3 c + 1)` (last column: bias) -> `(G, n, o, length)`."""
+    count, n, channels, length = x.shape
+    windows = F.pad(x, (1, 1)).unfold(3, 3, 1).permute(0, 2, 4, 1, 3).reshape(count, 3 * channels, n * length)
+    return (weight[..., :-1] @ windows + weight[..., -1:]).view(count, -1, n, length).transpose(1, 2)
+
+
+def normalise(x):
+    """Instance normalisation of each row `(..., length)`, without parameters."""
+    return F.layer_norm(x, x.shape[-1:])
+
+
+def _convolution(count, inputs, outputs):
+    return nn.Parameter(_uniform((count, outputs, 3 * inputs + 1), 3 * inputs))
+
+
+def _uniform(shape, inputs):
+    """torch's initialisation of convolutions and linear maps: U(-1 / sqrt(inputs), 1 / sqrt(inputs))."""
+    return (torch.rand(shape) * 2 - 1) * inputs**-0.5
 
 
 class Encoder(nn.Module):
@@ -54,7 +79,8 @@ class Encoder(nn.Module):
         for network in (self.trunk, self.norm):
             network.requires_grad_(self.options.train_trunk)
         width = text_encoder.config.hidden_size
-        self.tokenisers = nn.ModuleList(MatrixTokeniser(channels, length, width) for channels, length in self.sizes)
+        self.alike = {size: [number for number, found in enumerate(self.sizes) if found == size] for size in dict.fromkeys(self.sizes)}
+        self.tokenisers = nn.ModuleList(Tokenisers(len(numbers), *size, width) for size, numbers in self.alike.items())
         self.task = nn.Parameter(torch.randn(width) * 0.02)
         self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.before = nn.LayerNorm(width)
@@ -72,9 +98,11 @@ class Encoder(nn.Module):
 
     def forward(self, features, steps, generator=None):
         """`Encoded` of a batch; steps `(n,)`: after how many optimiser steps the weights were taken; generator: draws z (None: its mean)."""
-        tokens = [self.task.expand(len(steps), -1), self.time(sinusoidal(steps, len(self.task)))]
-        tokens += [tokeniser(features[name]) for tokeniser, name in zip(self.tokenisers, self.names, strict=True)]
-        tokens = torch.stack(tokens, 1)
+        read = {}
+        for tokenisers, numbers in zip(self.tokenisers, self.alike.values(), strict=True):
+            read |= dict(zip(numbers, tokenisers(torch.stack([features[self.names[number]] for number in numbers])), strict=True))
+        first = [self.task.expand(len(steps), -1), self.time(sinusoidal(steps, len(self.task)))]
+        tokens = torch.stack([*first, *(read[number] for number in range(len(self.names)))], 1)
         if hasattr(self, "more"):
             tokens = torch.cat([tokens, self.more.expand(len(tokens), -1, -1)], 1)
         hidden = self.trunk(inputs_embeds=self.before(tokens), attention_mask=None, is_causal=False)[0]
