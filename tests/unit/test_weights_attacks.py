@@ -306,7 +306,8 @@ def test_every_setting_is_scored_and_a_killed_run_goes_on(models, tiny_base, tin
     settings = set(zip(table.attack, table.setting, strict=True))
     controls = ("mean-z", "other-weights", "shuffled-modules")
     assert {("spectral", f"{kind}; control={name}") for kind in ("pictures", "embedding") for name in controls} | {
-        ("spectral", "pictures"), ("spectral", "embedding"), ("spectral", "pictures; control=base-unet"), ("constant", "pictures"),
+        ("spectral", "pictures"), ("spectral-selected", "pictures"), ("spectral", "embedding"),
+        ("spectral", "pictures; control=base-unet"), ("constant", "pictures"),
         ("unconditional", "pictures"), ("guessed-prompt", "pictures"), ("searched-prompt", "pictures"), ("update-matching", "pictures"),
         ("update-matching", "decoded"), ("true-prompt", "pictures; bound=true-prompt"),
     } == settings  # fmt: skip
@@ -372,6 +373,15 @@ def test_update_matching_sends_gradients_to_picture_and_prompt(models, tiny_base
         assert latents.abs().max() > 0.01 and (z - base.encode_text([""])).abs().max() > 0.01
         reached.append(cosine)
     assert (reached[1] > reached[0]).all()
+
+
+def test_the_selected_picture_is_the_one_nearest_the_named_identity():
+    made = gallery.Gallery.__new__(gallery.Gallery)
+    made.instruments = {"A": MeanColour()}
+    colours = np.array([[[200, 50, 50], [50, 200, 50]], [[50, 50, 200], [200, 50, 50]]], np.uint8)
+    drawn = np.broadcast_to(colours[:, :, None, None], (2, 2, 4, 4, 3))
+    red = torch.nn.functional.normalize(torch.tensor([[1.0, -1, -1], [1.0, -1, -1]]), dim=-1)
+    assert made.selected(drawn, red)[:, 0, 0, 0].tolist() == [[200, 50, 50], [200, 50, 50]]
 
 
 def test_ranks_count_ties_at_their_middle():

@@ -7,6 +7,7 @@ _ATTACKS = {
     "finextract-unconditional": "FineXtract, unconditional",
     "base": "base (control)",
     "spectral": "ours (invariant)",
+    "spectral-selected": "ours, selected",
     "autoencoder": "network autoencoder",
     "autoencoder-final": "autoencoder, final weights",
     "autoencoder-known": "autoencoder, $A_0$ known",

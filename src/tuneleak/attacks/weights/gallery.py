@@ -60,6 +60,11 @@ class Gallery:
         columns["n_pictures"] = drawn.shape[1]
         return columns | self._read(drawn), drawn
 
+    def selected(self, drawn, embedding):
+        """Of each victim's pictures `(V, n, h, w, 3)` the one nearest, by the attacker's own embedder A, to the named identity `(V, e)`: `(V, 1, h, w, 3)`."""
+        similarity = np.einsum("vne,ve->vn", self._embed("A", drawn), embedding.cpu().numpy())
+        return drawn[np.arange(len(drawn)), similarity.argmax(1)][:, None]
+
     def of_embeddings(self, embedding, again=None):
         """The same of identities named in the space of A, `(V, e)` tensors; there is no picture."""
         mine = embedding.cpu().numpy()

@@ -1,18 +1,20 @@
 """The verb `attack weights run`: what encoders, baselines and controls make of victims' LoRA weights, and whom it looks like.
 
 `scores.csv`, one row per victim, attack and setting: `model_id, world, base, concept, method, defence, seed` (of the victim); `attack` (name of
-the encoder's folder, or unconditional, guessed-prompt, searched-prompt, update-matching, true-prompt, attributes); `setting`: `pictures` (drawn by
-the victim's UNet), `embedding` (the identity that the encoder names) or `decoded` (the latent that update matching found), then `; control=...`
-or `; bound=...`; `rank` (of the true person in the gallery, 1 is best, ties at their middle) of `gallery` people; `genuine` (similarity to the true
-person's entry), `stranger` (to another victim's) and `threshold` (similarity that a share of 1e-2 of all impostor comparisons of the setting
-reaches); `cosine` (mean over held-out pictures of the person and drawn ones); `agreement` and `stranger_agreement` (similarity to what is made
-of a second set of the same person, and of another one); `copy_similarity` (highest to a training picture); `n_pictures`, `model_calls` (per victim);
-with a factor reader `true_<f>` and `read_<f>` per factor of identity (the most frequent reading).
+the encoder's folder, with `-selected` that one of its pictures which looks most like the identity it names; or unconditional, guessed-prompt,
+searched-prompt, update-matching, true-prompt, attributes); `setting`: `pictures` (drawn by the victim's UNet), `embedding` (the identity that the
+encoder names) or `decoded` (the latent that update matching found), then `; control=...` or `; bound=...`; `rank` (of the true person in the
+gallery, 1 is best, ties at their middle) of `gallery` people; `genuine` (similarity to the true person's entry), `stranger` (to another victim's)
+and `threshold` (similarity that a share of 1e-2 of all impostor comparisons of the setting reaches); `cosine` (mean over held-out pictures of the
+person and drawn ones); `agreement` and `stranger_agreement` (similarity to what is made of a second set of the same person, and of another
+one); `copy_similarity` (highest to a training picture); `n_pictures`, `model_calls` (per victim); with a factor reader `true_<f>` and `read_<f>` per
+factor of identity (the most frequent reading).
 `reconstructions/` is an ImageSet of the drawn pictures of the settings that are no control.
 
 Pictures are judged by embedder B, which no attack has seen; a named embedding lives in the space of A, and so do then its gallery and references.
 """
 
+import functools
 import shutil
 from pathlib import Path
 
@@ -132,7 +134,16 @@ def with_encoder(desk, folder, name):
     draw, control = desk.studio.draw, desk.options.controls and options.attack != "constant" and options.examples == "all"
     if own.z is not None:
         again = (lambda: draw(second.z, desk.second)) if second is not None else None
-        desk.pictures(name, "", lambda: draw(own.z), again)
+        drawn = functools.cache(lambda: draw(own.z))
+
+        def selected():
+            before, pictures = desk.studio.calls, drawn()
+            desk.studio.calls = before  # they are counted where they are shown, also if a resumed run draws them again
+            return desk.gallery.selected(pictures, own.embedding)
+
+        desk.pictures(name, "", drawn, again)
+        if own.embedding is not None and desk.options.pictures > 1:
+            desk.pictures(f"{name}-selected", "", selected)
         if control:
             desk.pictures(name, "; control=mean-z", lambda: draw(own.z.mean(0).expand_as(own.z)))
             desk.pictures(name, "; control=other-weights", lambda: draw(own.z[following]))
