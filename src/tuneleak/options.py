@@ -357,7 +357,7 @@ class PrivateFinetuneOptions(Options):
         "class", description="conditioning embedder trained beside them: none, a table of class contexts, or the text encoder"
     )
     context_tokens: Count = Field(0, description="tokens of a class context (0: all of the text encoder's; 1: the class embedder of DP-LDM)")
-    context_gain: Rate = Field(10.0, description="by how much faster a class context moves than a weight of the UNet")
+    context_gain: Rate = Field(1.0, description="by how much faster a class context moves than a weight of the UNet")
     caption_column: str = Field("caption", description="column of the manifest that holds the captions (frozen, text-encoder)")
     prompts: dict[str, str] = Field({}, description="public grammar: label -> caption, also the public list of classes; sampling uses nothing else")
     privacy: PrivacyOptions = Field(PrivacyOptions(), description="the privacy block")

@@ -69,7 +69,7 @@ def test_good_pictures_score_like_real_ones_and_wrong_labels_do_not(tmp_path, mo
     found = {}
     for name, samples in (("real", []), ("good", [tmp_path / "good"]), ("bad", [tmp_path / "bad"])):
         dp_utility.measure(real.folder, "e", "w", "base/H1", tmp_path / f"{name}.csv", OPTIONS, samples=samples)
-        found[name] = pd.read_csv(tmp_path / f"{name}.csv").set_index("metric")
+        found[name] = pd.read_csv(tmp_path / f"{name}.csv", dtype={"image_hits": str}).set_index("metric")
     assert found["good"].value["accuracy logistic"] > 0.95 > 0.05 > found["bad"].value["accuracy logistic"]
     distance = next(name for name in found["good"].index if name.startswith("FD-halves"))
     assert "under 1000" in distance and found["real"].n[distance] == found["good"].n[distance] == 100

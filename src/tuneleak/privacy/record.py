@@ -6,7 +6,7 @@ from tuneleak.privacy import accounting
 
 ADJACENCY = "add/remove one record, Poisson sampling"
 NOT_COVERED = (
-    "Not covered: the choice of hyper-parameters on private pictures (here they are chosen on a public style), the declared size of the set, "
+    "Not covered: the choice of hyper-parameters on private pictures (in this study they are chosen on a public style), the declared size of the set, "
     "anything the public base was trained on, and whatever else is published about the same pictures. The noise comes from a seeded generator "
     "so that runs repeat; for a real release the seed must be drawn at random and kept secret."
 )
