@@ -667,6 +667,14 @@ def shake_blind_flag(wildcards):
     return f"--embedder {shlex.quote(SHAKE.blind)}" if SHAKE.blind else ""
 
 
+def shake_identity(wildcards):
+    return SHAKE.identity
+
+
+def shake_clip(wildcards):
+    return SHAKE.clip
+
+
 def shake_fidelity():
     return [f"{RESULTS}/metrics/shake-to-leak/fidelity.csv"] if SHAKE.identity and SHAKE.bases else []
 
