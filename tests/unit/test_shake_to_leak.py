@@ -137,6 +137,14 @@ def test_the_base_as_reference_is_held_against_the_bases_own_best_attack(default
     assert one(result, metric="AUC", attack="two-score-loss").value == pytest.approx(reference.value, abs=0.05), "the classifier finds the difference itself"
 
 
+def test_an_interval_of_an_auc_ends_where_aucs_end():
+    made, key = shake_to_leak.Rows("named", OPTIONS), {"base": "H1", "method": "lora", "attack": "loss", "setting": "t"}
+    labels, score = np.arange(6) % 2 == 0, np.array([3.0, 1.0, 4.0, 2.0, 1.5, 0.0])
+    cells = [shake_to_leak.Cell("H1", "0", "d", labels, score, score, np.full(6, ""))]
+    row = made.of(key, "AUC", cells, shake_to_leak.auc_of(shake_to_leak.tuned))
+    assert row["value"] == pytest.approx(8 / 9) and row["ci_high"] == 1.0 and row["ci_low"] < row["value"]
+
+
 def test_intervals_cover_and_few_domains_are_said_to_be_few():
     made, covered = shake_to_leak.Rows("named", OPTIONS), 0
     key = {"base": "H1", "method": "lora", "attack": "loss", "setting": "t"}

@@ -612,6 +612,11 @@ def shake_base(wildcards):
     return f"{shake_base_folder(wildcards)}/model_index.json"
 
 
+def shake_domains(wildcards):
+    """The image set that names the domains."""
+    return f"{RESULTS}/data/{SHAKE.images[0]}/manifest.csv"
+
+
 def shake_images():
     return [f"{RESULTS}/data/{name}/manifest.csv" for name in SHAKE.images]
 

@@ -9,7 +9,7 @@ wildcard_constraints:
 rule shake_synthesize:
     input:
         base=shake_base,
-        images=shake_images()[0],
+        images=shake_domains,
         reference=shake_reference(),
     output:
         manifest="<results>/shake-to-leak/{base}/sets/{source}/manifest.csv",
