@@ -621,14 +621,6 @@ def shake_images():
     return [f"{RESULTS}/data/{name}/manifest.csv" for name in SHAKE.images]
 
 
-def shake_identity(wildcards):
-    return SHAKE.identity
-
-
-def shake_clip(wildcards):
-    return SHAKE.clip
-
-
 def shake_reference():
     return [f"{RESULTS}/data/{SHAKE.reference}/manifest.csv"] if SHAKE.reference else []
 
