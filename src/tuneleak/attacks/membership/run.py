@@ -31,7 +31,7 @@ COLUMNS = [*MODEL_COLUMNS, "attack", "setting", "caption", "image_id", "image_co
 BLIND_CONCEPTS = 16  # a few hundred pictures of each kind suffice for a linear classifier
 
 
-def infer(images, base, out, options, models=(), members=None, embedder=None, device="auto", dtype="float32"):
+def infer(images, base, out, options, models=(), members=None, device="auto", dtype="float32", embedder=None):
     """Score pictures by every attack of `options.attacks` under the base and every model of the ModelSets `models`; see the module's text for `out`.
 
     images: ImageSets with the pictures to judge. base: pipeline folder. models: ModelSet folders (none: the base alone). members: CSV whose column image_id
