@@ -41,7 +41,7 @@ _METHODS = {
     "hypernetwork": "hypernetwork",
     "textual-inversion+hypernetwork": "textual inversion + hypernetwork",
     "textual-inversion": "textual inversion",
-    "attention": "attention (DP-LDM)",
+    "attention": "attention",
     "all": "all weights",
     "resblocks": "residual blocks",
     "input": "input blocks",
@@ -60,6 +60,9 @@ _WORLDS = {
     "far": "far style",
     "near-text": "near style, text",
     "celeba-hq": "CelebA-HQ",
+    "imagenet32-to-cifar10": "class network",
+    "laion-to-celeba-hq-text": "text network",
+    "stable-diffusion-v1": "Stable Diffusion v1",
 }
 _CONTROLS = {
     "heldout": "held-outs",
