@@ -91,10 +91,11 @@ def weights_rows(study):
 
 
 def _draws(options, controls):
-    """Settings in which pictures are drawn for an encoder: itself, the second sets, and four controls."""
+    """Settings in which pictures are drawn for an encoder: itself, the second sets, FineXtract's guidance, and four controls."""
     if options.attack == "linear":
         return 0
-    return 2 + 4 * (controls and options.attack != "constant" and options.examples == "all")
+    every = controls and options.examples == "all"
+    return 2 + every + 4 * (every and options.attack != "constant")
 
 
 def shake_rows(study):

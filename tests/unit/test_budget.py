@@ -27,9 +27,9 @@ def test_the_weights_study_costs_what_its_arithmetic_says():
     # 96 + 24 + 24 LoRAs and 48 + 48 of the sizes, 78 steps of 4, but the second half of the sizes 13 steps for each of 3.5 pictures
     loras = (96 + 48 + 48) * 78 * 4 + 48 * 13 * 3.5 * 4
     assert row["models"] == 240 and row["training"] == 3 * (loras + (4 + 2) * 400 * 16)
-    # spectral and autoencoder 6 settings, final 2, constant 2; guessed, searched, matched, attributes, true prompt; unconditional half a draw;
+    # spectral and autoencoder 7 settings, final 2, constant 3; guessed, searched, matched, attributes, true prompt; unconditional half a draw;
     # 4 transforms x (3 encoders + true prompt), 2 adaptive
-    assert row["sampling"] == 24 * 2 * 20 * 2 * (6 + 6 + 2 + 2 + 5 + 0.5 + 4 * 4 + 2) + 3 * 24 * 30 * 8
+    assert row["sampling"] == 24 * 2 * 20 * 2 * (7 + 7 + 2 + 3 + 5 + 0.5 + 4 * 4 + 2) + 3 * 24 * 30 * 8
     assert row["training"] + row["sampling"] < 450_000, "the default preset adds at most a quarter of an hour on two cores"
 
 

@@ -307,7 +307,7 @@ def test_every_setting_is_scored_and_a_killed_run_goes_on(models, tiny_base, tin
     controls = ("mean-z", "other-weights", "shuffled-modules")
     assert {("spectral", f"{kind}; control={name}") for kind in ("pictures", "embedding") for name in controls} | {
         ("spectral", "pictures"), ("spectral-selected", "pictures"), ("spectral", "embedding"),
-        ("spectral", "pictures; control=base-unet"), ("constant", "pictures"),
+        ("spectral", "pictures; control=base-unet"), ("constant", "pictures"), ("spectral-finextract", "pictures"), ("constant-finextract", "pictures"),
         ("unconditional", "pictures"), ("guessed-prompt", "pictures"), ("searched-prompt", "pictures"), ("update-matching", "pictures"),
         ("update-matching", "decoded"), ("true-prompt", "pictures; bound=true-prompt"),
     } == settings  # fmt: skip
@@ -344,7 +344,8 @@ def test_drawing_many_victims_at_once_is_drawing_each_alone(models, tiny_base):
     with batched_lora.BatchedLora(base.unet, weights.layers) as lora:
         studio = Studio(base, lora, weights, options)
         drawn, plain = studio.draw(z), studio.draw(z, tuned=False)
-        assert studio.calls == 2 * 2 * 2 * 2 * 3  # runs, victims, pictures, branches, steps
+        guided = studio.draw(z, from_base=True)
+        assert studio.calls == 3 * 2 * 2 * 2 * 3  # runs, victims, pictures, branches, steps
     from tuneleak.data.imageset import from_tensor
     from tuneleak.models.modelset import ModelSet
     from tuneleak.models.pipeline import load_tuned
@@ -358,6 +359,10 @@ def test_drawing_many_victims_at_once_is_drawing_each_alone(models, tiny_base):
             if alone:
                 alone.unload()
             assert np.abs(from_tensor(base.decode(latents)).astype(int) - together[number]).max() <= 1
+        null, mine = base.encode_text([""]).expand(2, -1, -1), z[number : number + 1].expand(2, -1, -1)
+        with load_tuned(base, made, row) as tuned:
+            latents = base.sample(lambda x, t: -1.5 * base.noise_pred(x, t, null) + 2.5 * tuned.noise_pred(x, t, mine), noise, 3)  # noqa: B023
+        assert np.abs(from_tensor(base.decode(latents)).astype(int) - guided[number]).max() <= 1
 
 
 def test_update_matching_sends_gradients_to_picture_and_prompt(models, tiny_base):

@@ -32,7 +32,7 @@ NUMBERS = ["rank", "genuine", "stranger", "threshold", "cosine"]
 OPTIONAL = ["agreement", "stranger_agreement", "copy_similarity"]
 PROPORTIONS = ("rank-1", "rank-5", "TAR@FAR=1e-2")
 COMPARED = ("MRR", "rank-1", "cosine")
-BASELINES = ("constant", "unconditional", "guessed-prompt", "searched-prompt", "update-matching")
+BASELINES = ("constant", "constant-finextract", "unconditional", "guessed-prompt", "searched-prompt", "update-matching")
 OURS, PAPERS, FINAL = "spectral", "autoencoder", "autoencoder-final"
 
 

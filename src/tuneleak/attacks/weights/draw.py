@@ -21,15 +21,19 @@ class Studio:
         self.null = base.encode_text([""])
 
     @torch.inference_mode()
-    def draw(self, z, weights=None, tuned=True):
-        """z `(V, L, d)` (None: unconditional) -> uint8 `(V, pictures, h, w, 3)`; weights: other victims' (a `WeightSet`); tuned=False: the base's UNet."""
+    def draw(self, z, weights=None, tuned=True, from_base=False):
+        """z `(V, L, d)` (None: unconditional) -> uint8 `(V, pictures, h, w, 3)`; weights: other victims' (a `WeightSet`); tuned=False: the base's UNet.
+
+        from_base: guidance from the pretrained model's null prediction to the victim's under z, which is FineXtract's without its caption.
+        """
         weights, n = weights or self.weights, self.options.pictures
         at_once, pictures = max(1, self.options.batch // (2 * n)), []
         for first in range(0, len(weights), at_once):
             rows = torch.arange(first, min(first + at_once, len(weights)))
             self.use(weights, rows if tuned else None)
             mine = None if z is None else z[rows.to(z.device)].to(self.base.device)
-            latents = self.base.sample(self._guided(mine, len(rows), n), self.noise[rows].flatten(0, 1), self.options.steps)
+            guided = self._from_base(mine, weights, rows, n) if from_base else self._guided(mine, len(rows), n)
+            latents = self.base.sample(guided, self.noise[rows].flatten(0, 1), self.options.steps)
             if not torch.isfinite(latents).all():
                 raise InputError("sampling diverged (not a number); use a smaller guidance_scale")
             pictures.append(from_tensor(self.base.decode(latents)))
@@ -53,6 +57,18 @@ class Studio:
             both = x.view(k, 1, n, *x.shape[1:]).expand(-1, 2, *(-1,) * (x.ndim)).reshape(2 * len(x), *x.shape[1:])
             plain, conditional = self._ask(both, t, contexts).view(k, 2, n, *x.shape[1:]).unbind(1)
             return (plain + scale * (conditional - plain)).flatten(0, 1)
+
+        return guided
+
+    def _from_base(self, z, weights, rows, n):
+        """Noise prediction epsilon_base(null) + scale (epsilon_victim(z) - epsilon_base(null)) of the rows' n samples each."""
+        null, context, scale = self.null.expand(len(rows) * n, -1, -1), z.repeat_interleave(n, 0), self.options.guidance_scale
+
+        def guided(x, t):
+            self.lora.use(None)
+            plain = self._ask(x, t, null)
+            self.use(weights, rows)
+            return plain + scale * (self._ask(x, t, context) - plain)
 
         return guided
 

@@ -1,7 +1,8 @@
 """The verb `attack weights run`: what encoders, baselines and controls make of victims' LoRA weights, and whom it looks like.
 
 `scores.csv`, one row per victim, attack and setting: `model_id, world, base, concept, method, defence, seed` (of the victim); `attack` (name of
-the encoder's folder, with `-selected` that one of its pictures which looks most like the identity it names; or unconditional, guessed-prompt,
+the encoder's folder, with `-selected` that one of its pictures which looks most like the identity it names, with `-finextract`
+guided from the base's null prediction to the victim's under z; or unconditional, guessed-prompt,
 searched-prompt, update-matching, true-prompt, attributes); `setting`: `pictures` (drawn by the victim's UNet), `embedding` (the identity that the
 encoder names) or `decoded` (the latent that update matching found), then `; control=...` or `; bound=...`; `rank` (of the true person in the
 gallery, 1 is best, ties at their middle) of `gallery` people; `genuine` (similarity to the true person's entry), `stranger` (to another victim's)
@@ -142,6 +143,8 @@ def with_encoder(desk, folder, name):
             return desk.gallery.selected(pictures, own.embedding)
 
         desk.pictures(name, "", drawn, again)
+        if desk.options.controls and options.examples == "all":
+            desk.pictures(f"{name}-finextract", "", lambda: draw(own.z, from_base=True))
         if own.embedding is not None and desk.options.pictures > 1:
             desk.pictures(f"{name}-selected", "", selected)
         if control:
