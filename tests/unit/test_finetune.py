@@ -252,7 +252,7 @@ def test_class_pictures_depend_on_prompt_and_index_only(tiny_base):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"images_per_concept": 5}, "'ada'.*has 4 pictures"),
+        ({"images_per_concept": 5}, "'ada'.*has 4 training pictures"),
         ({"method": "dreambooth-prior"}, "class_prompt"),
         ({"method": "lora", "train_text_encoder": True}, "lora-te"),
         ({"target_modules": ["nothing"]}, "target_modules"),

@@ -89,7 +89,7 @@ def test_every_rule_that_runs_code_has_a_digest_of_it():
     for path in sorted((ROOT / "workflow/rules").glob("*.smk")):
         for rule in re.split(r"^rule ", path.read_text(), flags=re.MULTILINE)[1:]:
             if "shell:" in rule:
-                assert re.search(r"^        code=(code\(|attack_code)", rule, re.MULTILINE), f"{path.name}: rule {rule.split(':')[0]} lacks a code param"
+                assert re.search(r"^        code=(code\(|\w+_code\b)", rule, re.MULTILINE), f"{path.name}: rule {rule.split(':')[0]} lacks a code param"
 
 
 def test_the_workflow_never_starts_the_digest_at_the_command_line():
