@@ -123,7 +123,8 @@ def test_a_hub_data_set_is_fetched_then_imported(clone):
     images = [source if item["name"] == source["name"] else item for item in config["images"]]
     done = clone.snakemake("--dry-run", "--configfile", clone.overlay(yaml.safe_dump({"images": images})))
     counts = jobs(done.stdout)
-    assert counts["fetch_images"] == counts["import_fetched"] == counts["render"] == 1
+    assert counts["fetch_images"] == counts["import_fetched"] == 1
+    assert "render/private-identities.log" in done.stdout and "render/private-artists.log" not in done.stdout
 
 
 def test_resources_are_built_outside_of_the_shipped_folder(clone):
