@@ -161,7 +161,7 @@ def test_without_heldouts_and_factors(tmp_path):
         (lambda table: table.drop(columns="oracle"), "oracle"),
         (lambda table: table.assign(extracted="high"), "not a number"),
         (lambda table: table.assign(extracted=""), "empty"),
-        (lambda table: table.head(0), "no matches"),
+        (lambda table: table.head(0), "no row of any matches.csv"),
         (lambda table: table.assign(world="elsewhere"), "tau.json"),
         (lambda table: table[(table.attack != "cfg") | (table.concept != "c03")], "all shards"),
     ],
@@ -222,5 +222,5 @@ def test_calibrate_uses_the_concepts_it_is_given(tmp_path, tiny_images, embedder
     second = json.loads((tmp_path / "tau.json").read_text())
     assert second["world"] == "named" and second["n_concepts"] == 1
     assert json.loads((tmp_path / "tau.json.meta.json").read_text())["concepts"] == ["bob"]
-    with pytest.raises(InputError, match="no concept"):
+    with pytest.raises(InputError, match="the slice 5: is empty"):
         calibrate(tiny_images, embedder, 2, tmp_path / "tau.json", OPTIONS, start=5, device="cpu")

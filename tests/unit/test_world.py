@@ -84,7 +84,10 @@ def test_rows_carry_intervals_over_people_and_say_whether_their_bar_is_met():
     table.rate("part", "rate", values, people, ">=0.6")
     table.auc("part", "auc", np.arange(100) + 50, np.arange(100), [people[:100], people[100:]], "0.45..0.55")
     table.add("part", "plain", 0.02, 0.0, 0.1, 5, "<=0.05")
-    rate, area, plain = (dict(zip(world.COLUMNS, row, strict=True)) for row in table.rows)
+    table.add("part", "held", 0.53, 0.49, 0.57, 5, "holds 0.5")
+    table.add("part", "missed", 0.53, 0.51, 0.55, 5, "holds 0.5")
+    assert [row[-1] for row in table.rows[3:]] == ["True", "False"]
+    rate, area, plain = (dict(zip(world.COLUMNS, row, strict=True)) for row in table.rows[:3])
     assert rate["value"] == 0.5 and 0.2 < rate["ci_low"] < 0.36 and 0.64 < rate["ci_high"] < 0.8 and rate["met"] == "False"
     assert area["value"] == pytest.approx(0.875) and area["ci_low"] < 0.875 < area["ci_high"] and area["met"] == "False"  # (1 - .5^2 / 2) of two uniforms
     assert plain["met"] == "True"

@@ -51,6 +51,15 @@ class ImageSet:
             table = table[table[column].isin([value] if isinstance(value, str) else list(value))]
         return ImageSet(self.folder, table.reset_index(drop=True))
 
+    def concepts(self, split="", start=0, stop=None):
+        """Names of the concepts `start:stop` of a split (empty: of all), in the manifest's order; `InputError` if the slice is empty or leaves them."""
+        names = list(dict.fromkeys((self.where(split=split) if split else self).table.concept))
+        chosen = names[start:stop]
+        if start < 0 or not chosen or (stop is not None and stop > len(names)):
+            asked, where = f"{start}:{'' if stop is None else stop}", f" in split {split!r}" if split else ""
+            raise InputError(f"{self.folder} has {len(names)} concepts{where}; the slice {asked} is empty or leaves them")
+        return chosen
+
     def pixels(self):
         """All pictures as uint8 `(n, height, width, 3)`; they must have one size."""
         from PIL import Image

@@ -47,11 +47,7 @@ def finetune(base, images, world, split, out, options, start=0, stop=None, devic
 def plan(images, world, split, start, stop, options):
     """What a job makes: a list of (manifest row without base and step, ImageSet of the model's training pictures)."""
     pictures = images.where(split=split) if split else images
-    concepts = list(dict.fromkeys(pictures.table.concept))
-    chosen = concepts[start:stop]
-    if start < 0 or not chosen or (stop is not None and stop > len(concepts)):
-        asked = f"{start}:{'' if stop is None else stop}"
-        raise InputError(f"{images.folder} has {len(concepts)} concepts in split {split!r}; the slice {asked} is empty or leaves them")
+    chosen = images.concepts(split, start, stop)
     if options.method == "dreambooth-prior" and not (options.prior_images and options.class_prompt):
         raise InputError("dreambooth-prior needs class_prompt (say 'a face') and prior_images (1 or more)")
     jobs = []

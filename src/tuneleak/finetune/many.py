@@ -68,11 +68,7 @@ def plan(images, world, split, start, stop, options):
     if recipe.method != "lora":
         raise InputError(f"collect-weights trains LoRAs of the UNet; the recipe's method is {recipe.method!r}, not 'lora'")
     pictures = images.where(split=split) if split else images
-    concepts = list(dict.fromkeys(pictures.table.concept))
-    chosen = concepts[start:stop]
-    if start < 0 or not chosen or (stop is not None and stop > len(concepts)):
-        asked = f"{start}:{'' if stop is None else stop}"
-        raise InputError(f"{images.folder} has {len(concepts)} concepts in split {split!r}; the slice {asked} is empty or leaves them")
+    chosen = images.concepts(split, start, stop)
     counts = options.image_counts or [recipe.images_per_concept]
     jobs = []
     for number, concept in enumerate(chosen, start=start):

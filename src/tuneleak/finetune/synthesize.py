@@ -33,11 +33,10 @@ def synthesize(images, base, out, options, reference=None, models=None, split="t
     """
     out, device = Path(out), runtime.pick_device(device)
     with runtime.output_lock(out):
-        table = ImageSet.load(images).table
+        named = ImageSet.load(images)
+        table = named.table
         domains = table.drop_duplicates("concept").reset_index(drop=True)
-        chosen = domains[start:stop].to_dict("records")
-        if start < 0 or not chosen or (stop is not None and stop > len(domains)):
-            raise InputError(f"{images} has {len(domains)} concepts; the slice {start}:{'' if stop is None else stop} is empty or leaves them")
+        chosen = domains[domains.concept.isin(named.concepts(start=start, stop=stop))].to_dict("records")
         real = ImageSet.load(reference) if reference else None
         if options.kind == "instrument" or options.mixed:
             if real is None:

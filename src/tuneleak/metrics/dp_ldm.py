@@ -16,9 +16,11 @@ from scipy import stats
 
 from tuneleak import files
 from tuneleak.errors import InputError
+from tuneleak.metrics import reading
 from tuneleak.metrics.finextract import COLUMNS, DECIMALS
 
 UTILITY = ["world", "base", "method", "defence", "seed", "metric", "block", "value", "ci_low", "ci_high", "standard_error", "n", "image_hits"]
+NUMBERS = ["value", "ci_low", "ci_high", "standard_error", "n"]
 GROUP = ["world", "base", "method", "defence", "metric", "block"]
 REFERENCE = "attention"  # the method that others are compared with
 FACTS = {"epsilon": "epsilon spent", "epsilon_pld": "epsilon spent (PLD)", "noise_multiplier": "noise multiplier", "trained_weights": "trained weights"}
@@ -48,20 +50,7 @@ def evaluate(utility, out, options, models=(), further=()):
 
 def read_utility(paths):
     """Read and join utility.csv files; `InputError` on missing columns or a model measured twice."""
-    tables = []
-    for path in paths:
-        if not Path(path).is_file():
-            raise InputError(f"{path}: no such file")
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-        missing = [name for name in UTILITY if name not in table]
-        if missing:
-            raise InputError(f"{path} lacks the columns {', '.join(missing)}; it is not a utility.csv of `tuneleak measure dp-ldm`")
-        tables.append(table)
-    if not tables:
-        raise InputError("there is no utility to evaluate")
-    table = pd.concat(tables, ignore_index=True)
-    numbers = ["value", "ci_low", "ci_high", "standard_error", "n"]
-    table[numbers] = table[numbers].apply(pd.to_numeric)
+    table = reading.joined(paths, "utility.csv", "measure dp-ldm", UTILITY, NUMBERS, complete=["value"])
     twice = table[table.duplicated([*GROUP, "seed"])]
     if len(twice):
         raise InputError(f"method {twice.iloc[0].method!r}, {twice.iloc[0].defence!r}, seed {twice.iloc[0].seed!r} was measured twice")

@@ -24,7 +24,7 @@ import pandas as pd
 from tuneleak import files, runtime
 from tuneleak.data.imageset import ImageSet
 from tuneleak.errors import InputError
-from tuneleak.metrics import extraction, intervals
+from tuneleak.metrics import extraction, intervals, reading
 from tuneleak.options import EvaluateOptions
 
 COLUMNS = ("system", "world", "base", "method", "attack", "defence", "setting", "metric", "value", "ci_low", "ci_high", "n", "seeds")
@@ -44,9 +44,7 @@ def calibrate(images, copy_score, n_images, out, options: EvaluateOptions, world
     from tuneleak.models.embedders import load_embedder  # torch: only here
 
     chosen = ImageSet.load(images).where(split=split)
-    concepts = list(dict.fromkeys(chosen.table.concept))[start:stop]
-    if not concepts:
-        raise InputError(f"{images} has no concept in split {split!r} between {start} and {stop}; the match threshold is set on such concepts")
+    concepts = chosen.concepts(split, start, stop)
     embedder = load_embedder(copy_score, runtime.pick_device(device))
     blocks = []
     for concept in runtime.progress(concepts, "calibrate"):
@@ -77,25 +75,7 @@ def evaluate(matches, out, options: EvaluateOptions, tau=()):
 
 def read_matches(paths):
     """Read and join matches.csv files; `InputError` on missing columns, bad numbers or a model that occurs twice."""
-    tables = []
-    for path in paths:
-        if not Path(path).is_file():
-            raise InputError(f"{path}: no such file")
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-        missing = [name for name in (*GROUP, *PAIR, *NUMBERS) if name not in table]
-        if missing:
-            raise InputError(f"{path} lacks the columns {', '.join(missing)}; it is not a matches.csv of `tuneleak attack extraction`")
-        for name in NUMBERS:
-            try:
-                table[name] = pd.to_numeric(table[name].where(table[name] != ""))
-            except ValueError as error:
-                raise InputError(f"{path}: column {name} holds something that is not a number ({error})") from None
-        if table.extracted.isna().any():
-            raise InputError(f"{path}: column extracted has empty cells; run the attack again")
-        tables.append(table)
-    if not tables or not sum(map(len, tables)):
-        raise InputError("there are no matches to evaluate")
-    table = pd.concat(tables, ignore_index=True)
+    table = reading.joined(paths, "matches.csv", "attack extraction", [*GROUP, *PAIR], NUMBERS, complete=["extracted"])
     twice = table[table.duplicated([*GROUP, *PAIR])]
     if len(twice):
         row = twice.iloc[0]

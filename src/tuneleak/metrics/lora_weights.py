@@ -16,14 +16,13 @@ A metrics table with the columns of `tuneleak.metrics.finextract` (system `lora-
 """
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from tuneleak import files
 from tuneleak.errors import InputError
-from tuneleak.metrics import extraction, intervals
+from tuneleak.metrics import extraction, intervals, reading
 from tuneleak.metrics.finextract import COLUMNS, DECIMALS
 
 SYSTEM = "lora-weights"
@@ -55,25 +54,7 @@ def evaluate(scores, out, options, sizes=()):
 
 def read_scores(paths):
     """Read and join scores.csv files; `InputError` on missing columns, bad numbers or a victim scored twice in one setting."""
-    tables = []
-    for path in paths:
-        if not Path(path).is_file():
-            raise InputError(f"{path}: no such file")
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-        missing = [name for name in (*GROUP, "concept", "seed", *NUMBERS) if name not in table]
-        if missing:
-            raise InputError(f"{path} lacks the columns {', '.join(missing)}; it is not a scores.csv of `tuneleak attack weights run`")
-        for name in [*NUMBERS, *OPTIONAL]:
-            try:
-                table[name] = pd.to_numeric(table[name].where(table[name] != "")) if name in table else np.nan
-            except ValueError as error:
-                raise InputError(f"{path}: column {name} holds something that is not a number ({error})") from None
-        if table[NUMBERS].isna().any(axis=None):
-            raise InputError(f"{path}: a column of {', '.join(NUMBERS)} has empty cells; run the attack again")
-        tables.append(table)
-    if not tables or not sum(map(len, tables)):
-        raise InputError("there are no scores to evaluate")
-    table = pd.concat(tables, ignore_index=True)
+    table = reading.joined(paths, "scores.csv", "attack weights run", [*GROUP, "concept", "seed"], NUMBERS, OPTIONAL, complete=NUMBERS)
     twice = table[table.duplicated([*GROUP, "concept", "seed"])]
     if len(twice):
         row = twice.iloc[0]

@@ -25,7 +25,7 @@ from scipy import stats
 from tuneleak import files
 from tuneleak.attacks.membership.blind import linear_scores
 from tuneleak.errors import InputError
-from tuneleak.metrics import intervals, roc
+from tuneleak.metrics import intervals, reading, roc
 from tuneleak.metrics.finextract import COLUMNS, DECIMALS
 from tuneleak.options import ShakeEvaluateOptions
 
@@ -64,27 +64,13 @@ def evaluate(scores, world, out, options: ShakeEvaluateOptions, fidelity=None):
 
 def read_scores(paths):
     """Read and join scores.csv files; `InputError` on missing columns, unknown membership, bad numbers or a score that occurs twice."""
-    tables = []
-    for path in paths:
-        try:
-            table = pd.read_csv(path, dtype={name: str for name in _TEXT}, keep_default_na=False)
-        except FileNotFoundError:
-            raise InputError(f"{path}: no such file") from None
-        missing = [name for name in (*_TEXT, "score", "model_calls") if name not in table]
-        if missing:
-            raise InputError(f"{path} lacks the columns {', '.join(missing)}; it is not a scores.csv of `tuneleak attack membership`")
-        if not table.pretrained.isin(["0", "1"]).all():
-            raise InputError(f"{path} does not say what the base was trained on; run `tuneleak attack membership` with --members")
-        tables.append(table)
-    table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["score"])
-    if not len(table):
-        raise InputError("there are no scores to evaluate")
-    if not np.isfinite(pd.to_numeric(table.score, errors="coerce")).all():
-        raise InputError("a score is not a finite number; run the attack again")
+    table = reading.joined(paths, "scores.csv", "attack membership", _TEXT, ["score", "model_calls"], complete=["score"])
+    if not table.pretrained.isin(["0", "1"]).all():
+        raise InputError("a score does not say what the base was trained on; run `tuneleak attack membership` with --members")
     if table.duplicated([*_KEY, "model_id", "world", "method", "seed"]).any():
         row = table[table.duplicated([*_KEY, "model_id", "world", "method", "seed"])].iloc[0]
         raise InputError(f"model {row.model_id}, attack {row.attack!r} has two scores of picture {row.image_id!r}; was a shard given twice?")
-    return table.astype({"score": float})
+    return table
 
 
 def metrics_table(table, world, options):

@@ -47,8 +47,8 @@ class Table:
         self.rows = []
 
     def add(self, part, measure, value, low, high, n, bar=""):
-        """One row; `bar` reads `>=x`, `<=x` or `low..high`, empty if none is asked."""
-        self.rows.append((part, measure, value, low, high, n, bar, str(_meets(value, bar)) if bar else ""))
+        """One row; `bar` reads `>=x`, `<=x`, `low..high`, or `holds x` of an interval that must hold x; empty if none is asked."""
+        self.rows.append((part, measure, value, low, high, n, bar, str(_meets(value, low, high, bar)) if bar else ""))
 
     def rate(self, part, measure, values, people, bar=""):
         """The mean of `values (n,)`, with a bootstrap interval over `people (n,)`."""
@@ -62,10 +62,12 @@ class Table:
         self.add(part, measure, found.value, found.low, found.high, len(members) + len(others), bar)
 
 
-def _meets(value, bar):
-    low, _, high = bar.partition("..")
-    if high:
-        return float(low) <= value <= float(high)
+def _meets(value, low, high, bar):
+    if bar.startswith("holds "):
+        return low <= float(bar.removeprefix("holds ")) <= high
+    least, _, most = bar.partition("..")
+    if most:
+        return float(least) <= value <= float(most)
     return value >= float(bar[2:]) if bar.startswith(">=") else value <= float(bar[2:])
 
 
@@ -108,7 +110,7 @@ def _autoencoder(note, world, sets, reader, photographs, limit):
         pixels = chosen.pixels()
         scores.append(psnr(pixels, _reconstruct(world, pixels)))
         people.append(chosen.table.concept.to_numpy())
-    note.auc("autoencoder", "membership AUC of reconstruction error, P against Q", *scores, people, "0.45..0.55")
+    note.auc("autoencoder", "membership AUC of reconstruction error, P against Q", *scores, people, "holds 0.5")
 
 
 def _embedders(note, sets, load, limit):
@@ -157,7 +159,7 @@ def _independence(note, sets, load, limit):
         features = [load[name].embed(images.pixels()) for images in folds]
         centres = pd.DataFrame(np.concatenate(features)).groupby(np.concatenate(people)).mean()
         scores = [(values * centres.loc[concepts].to_numpy()).sum(1) for values, concepts in zip(features, people, strict=True)]
-        note.auc(name, "membership AUC of likeness to the person's mean, P against Q", *scores, people, "0.45..0.55")
+        note.auc(name, "membership AUC of likeness to the person's mean, P against Q", *scores, people, "holds 0.5")
 
 
 def _clip(note, clip, faces):
