@@ -13,6 +13,9 @@ report: "workflow/report/workflow.rst"
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/common_weights.smk"
+include: "workflow/rules/common_privacy.smk"
+include: "workflow/rules/common_shake.smk"
 
 
 wildcard_constraints:

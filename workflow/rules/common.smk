@@ -32,10 +32,7 @@ RESULTS = study.pathvars.results  # functions get no <results>
 WORLD_SETS = ["private-identities", "named-p", "named-q", "lora-test", "distractors"]  # behind the preconditions of the embedded world
 CURVE_EMBEDDERS = ["copy-b", "identity-b", "factors"]  # behind a base's training curve
 FIGURES = ["pictures", "similarity", "guidance", "theory"]
-WEIGHTS_FIGURES = ["weights-reconstructions", "weights-attacks", "weights-defences", "weights-scaling"]
 TABLES = ["finextract", "finextract_thresholds", "finextract_controls"]
-DP_FIGURES = ["dp_tradeoff", "dp_samples", "dp_weights", "dp_audit"]
-DP_TABLES = ["dp_utility", "dp_audit", "dp_sigma", "dp_weights"]
 GPU = min(study.gpus, 1)  # GPUs of a job that can use one
 DEVICE = "cpu" if study.device == "auto" and not GPU else study.device
 
@@ -112,10 +109,15 @@ def image_source(wildcards):
     return one(study.images, name=wildcards.images)
 
 
-def base_folder(wildcards):
-    """The pipeline folder a world starts from: assembled or fetched below the results, or the user's own."""
-    source = one(study.bases, name=one(study.worlds, name=wildcards.world).base)
+def pipeline_folder(base):
+    """The pipeline folder of a base: assembled or fetched below the results, or the user's own."""
+    source = one(study.bases, name=base)
     return source.path if source.kind == "folder" else f"{RESULTS}/bases/{source.name}"
+
+
+def base_folder(wildcards):
+    """The pipeline folder a world starts from."""
+    return pipeline_folder(one(study.worlds, name=wildcards.world).base)
 
 
 def base_of(wildcards):
@@ -272,8 +274,13 @@ def private_images():
     return sorted({world.images for world in study.worlds})
 
 
-def folders_of_images(wildcards, input):
-    return [str(Path(path).parent) for path in input.images]
+def folders_of(group):
+    """A param: the folders of the files in one named group of a rule's inputs."""
+
+    def folders(wildcards, input):
+        return [str(Path(path).parent) for path in input[group]]
+
+    return folders
 
 
 def folder_of_tables(wildcards, input):
@@ -328,248 +335,7 @@ def assembled_bases(wildcards):
     return [f"{RESULTS}/bases/{source.name}/model_index.json" for source in study.bases if source.kind == "assembled"]
 
 
-# --- LoRA weights ----------------------------------------------------------------------------------------------------------------------
-
-
-def weights_base_folder(wildcards):
-    source = one(study.bases, name=study.lora_weights.base)
-    return source.path if source.kind == "folder" else f"{RESULTS}/bases/{source.name}"
-
-
-def weights_base(wildcards):
-    return f"{weights_base_folder(wildcards)}/model_index.json"
-
-
-def identity_a(wildcards):
-    return study.lora_weights.identity_a
-
-
-def identity_b(wildcards):
-    return study.lora_weights.identity_b
-
-
-def weights_shards():
-    knobs = study.lora_weights
-    return [f"{RESULTS}/weights/train/{shard}/manifest.csv" for shard in range(-(-knobs.train_people // knobs.shard_people))]
-
-
-def first_weights_person(wildcards):
-    return int(wildcards.shard) * study.lora_weights.shard_people
-
-
-def last_weights_person(wildcards):
-    return min(first_weights_person(wildcards) + study.lora_weights.shard_people, study.lora_weights.train_people)
-
-
-def collected(**changes):
-    return as_json(study.lora_weights.collect, recipe=study.lora_weights.recipe, **changes)
-
-
-def collect_options(wildcards):
-    return collected()
-
-
-def second_collect_options(wildcards):
-    """Another set of the victims' people: the pictures after those that the victims trained on."""
-    return collected(snapshot_every=0, skip_images=study.lora_weights.recipe.images_per_concept)
-
-
-def size_collect_options(wildcards):
-    return collected(snapshot_every=0, image_counts=study.lora_weights.sizes.image_counts, steps=wildcards.steps)
-
-
-def transform_named(name):
-    return next((item for item in study.lora_weights.transforms if item.name == name), None)
-
-
-def transform_options(wildcards):
-    return as_json(transform_named(wildcards.defence))
-
-
-def weights_defences():
-    return ["none", *(item.name for item in study.lora_weights.transforms)]
-
-
-ADAPTS = ("spectral", "autoencoder")  # encoders an attacker who knows the transform trains anew
-
-
-def encoder_plan(name):
-    return one(study.lora_weights.encoders, name=name)
-
-
-def encoder_options(wildcards):
-    plan = encoder_plan(wildcards.encoder.removesuffix("-adaptive") if wildcards.knows != "none" else wildcards.encoder)
-    return as_json(plan.options) if wildcards.knows == "none" else as_json(plan.options, transform=transform_named(wildcards.knows))
-
-
-def encoder_module(attack):
-    return f"tuneleak.attacks.weights.{attack}"
-
-
-def encoder_code(wildcards):
-    name = wildcards.encoder.removesuffix("-adaptive") if wildcards.knows != "none" else wildcards.encoder
-    return code("tuneleak.attacks.weights.train", encoder_module(encoder_plan(name).options.attack))
-
-
-def encoders_against(wildcards):
-    """The encoders behind one table of scores: all on untouched weights; on transformed ones the two attacks, the control, and who adapted."""
-    plans = [plan.name for plan in study.lora_weights.encoders]
-    if wildcards.defence == "none":
-        chosen = [f"none/{name}" for name in plans]
-    else:
-        chosen = [f"none/{name}" for name in plans if name in (*ADAPTS, "constant")]
-        chosen += [f"{wildcards.defence}/{name}-adaptive" for name in plans if name in ADAPTS and wildcards.defence in study.lora_weights.adaptive]
-    return [f"{RESULTS}/weights/encoders/{name}/config.json" for name in chosen]
-
-
-def folders_of_encoders(wildcards, input):
-    return [str(Path(path).parent) for path in input.encoders]
-
-
-def folders_of_models(wildcards, input):
-    return [str(Path(path).parent) for path in input.models]
-
-
-def folder_of_weights_figures(wildcards, output):
-    return str(Path(output.pdf[0]).parent)
-
-
-def weights_run_options(wildcards):
-    return as_json(study.lora_weights.run, controls=study.lora_weights.run.controls and wildcards.defence == "none")
-
-
-def weights_embedders():
-    knobs = study.lora_weights
-    return [knobs.identity_a, knobs.identity_b, study.instruments.copy_score, *([study.instruments.factors] if knobs.factors else [])]
-
-
-def weights_factors_flag(wildcards):
-    return f"--factors {shlex.quote(study.instruments.factors)}" if study.lora_weights.factors and study.instruments.factors else ""
-
-
-def second_flag(wildcards, input):
-    """The second sets of the victims' people, for untouched weights only."""
-    return f"--second {shlex.quote(str(Path(input.second).parent))}" if wildcards.defence == "none" else ""
-
-
-def trunk_flag(wildcards):
-    return f"--trunk {shlex.quote(study.lora_weights.trunk)}" if study.lora_weights.trunk else ""
-
-
-# --- DP-LDM ----------------------------------------------------------------------------------------------------------------------------
-
-
-def dp_world(wildcards):
-    return one(study.dp_ldm.worlds, name=wildcards.world)
-
-
-def dp_images(wildcards):
-    return f"{RESULTS}/data/{dp_world(wildcards).images}/manifest.csv"
-
-
-def dp_base_folder(wildcards):
-    source = one(study.bases, name=dp_world(wildcards).base)
-    return source.path if source.kind == "folder" else f"{RESULTS}/bases/{source.name}"
-
-
-def dp_base(wildcards):
-    return f"{dp_base_folder(wildcards)}/model_index.json"
-
-
-def dp_training(wildcards):
-    recipe = one(study.dp_ldm.recipes, name=wildcards.recipe)
-    return as_json(study.dp_ldm.training(dp_world(wildcards), recipe, wildcards.epsilon))
-
-
-def dp_sampling(wildcards):
-    world = dp_world(wildcards)
-    return as_json(study.dp_ldm.sample, prompts=world.prompts, endings=world.endings)
-
-
-def dp_models(world=None):
-    """The manifests of all trainings, or of one world's."""
-    cells = [cell for cell in study.dp_ldm.cells() if world in (None, cell[0].name)]
-    return [f"{RESULTS}/dp/{place.name}/{recipe.name}/{epsilon}/manifest.csv" for place, recipe, epsilon in cells]
-
-
-def dp_embedder(wildcards):
-    return study.dp_ldm.embedder
-
-
-def dp_models_of_world(wildcards):
-    return dp_models(wildcards.world)
-
-
-def dp_samples_of(trained):
-    """Manifest of the samples of a training, from that of its models."""
-    return f"{RESULTS}/dp-samples/{Path(trained).relative_to(f'{RESULTS}/dp')}"
-
-
-def dp_samples_of_world(wildcards):
-    trained = [dp_samples_of(path) for path in dp_models(wildcards.world)]
-    return [f"{RESULTS}/dp-samples/{wildcards.world}/base/manifest.csv", *trained]
-
-
-def dp_samples():
-    """Everything drawn: of the base and of every training, world by world."""
-    drawn = [f"{RESULTS}/dp-samples/{world.name}/base/manifest.csv" for world in study.dp_ldm.worlds]
-    return drawn + [dp_samples_of(path) for path in dp_models()]
-
-
-def dp_image_sets():
-    return sorted({f"{RESULTS}/data/{world.images}/manifest.csv" for world in study.dp_ldm.worlds})
-
-
-def dp_utility():
-    """Per world: what its models are good for, and the real pictures in their place."""
-    return [f"{RESULTS}/dp/{world.name}/{part}.csv" for world in study.dp_ldm.worlds for part in ("real", "utility")]
-
-
-def dp_audits():
-    return [f"{RESULTS}/dp/audits/{item.name}.csv" for item in study.dp_ldm.audits]
-
-
-def dp_audit(wildcards):
-    return one(study.dp_ldm.audits, name=wildcards.audit)
-
-
-def dp_audit_world(wildcards):
-    return one(study.dp_ldm.worlds, name=dp_audit(wildcards).world)
-
-
-def dp_audit_images(wildcards):
-    return f"{RESULTS}/data/{dp_audit_world(wildcards).images}/manifest.csv"
-
-
-def dp_audit_base_folder(wildcards):
-    source = one(study.bases, name=dp_audit_world(wildcards).base)
-    return source.path if source.kind == "folder" else f"{RESULTS}/bases/{source.name}"
-
-
-def dp_audit_base(wildcards):
-    return f"{dp_audit_base_folder(wildcards)}/model_index.json"
-
-
-def dp_audit_training(wildcards):
-    audit, world = dp_audit(wildcards), dp_audit_world(wildcards)
-    privacy = audit.training.privacy.model_copy(update={"epsilon": audit.epsilon})
-    return as_json(audit.training, privacy=privacy, prompts=world.prompts)
-
-
-def dp_audit_options(wildcards):
-    return as_json(dp_audit(wildcards).options)
-
-
-def dp_audit_world_name(wildcards):
-    return dp_audit(wildcards).world
-
-
-def folders_of_samples(wildcards, input):
-    return [str(Path(path).parent) for path in input.samples]
-
-
-def folder_of_tables_written(wildcards, output):
-    return str(Path(output.tables[0]).parent)
+# --- the report's sources --------------------------------------------------------------------------------------------------------------
 
 
 def files_below(folder, *patterns):
@@ -591,111 +357,3 @@ def reference():
 def recorded(system, pattern="metrics.csv"):
     """The recorded run of a system that tables and the paper show beside a run's own."""
     return files_below(f"paper/reference/full/{system}", pattern)
-
-
-# --- Shake-to-Leak ---------------------------------------------------------------------------------------------------------------------
-
-SHAKE = study.shake_to_leak
-SHAKE_BASES = [base.name for base in SHAKE.bases]
-SHAKE_SETS = ["self", *(name for name in SHAKE.controls if name != "lr0")]  # sets of pictures; lr0 fine-tunes on the self-made one
-SHAKE_RUNS = [("self", options.method) for options in SHAKE.methods] + [(name, method) for name in SHAKE.controls for method in SHAKE.control_methods]
-SHAKE_SHARDS = range(-(-SHAKE.domains // SHAKE.shard_domains))
-SHAKE_FIGURES = ["amplification", "roc", "dose"]
-
-
-def shake_base_folder(wildcards):
-    source = one(study.bases, name=wildcards.base)
-    return source.path if source.kind == "folder" else f"{RESULTS}/bases/{source.name}"
-
-
-def shake_base(wildcards):
-    return f"{shake_base_folder(wildcards)}/model_index.json"
-
-
-def shake_domains(wildcards):
-    """The image set that names the domains."""
-    return f"{RESULTS}/data/{SHAKE.images[0]}/manifest.csv"
-
-
-def shake_images():
-    return [f"{RESULTS}/data/{name}/manifest.csv" for name in SHAKE.images]
-
-
-def shake_reference():
-    return [f"{RESULTS}/data/{SHAKE.reference}/manifest.csv"] if SHAKE.reference else []
-
-
-def shake_reference_flag(wildcards):
-    return f"--reference {RESULTS}/data/{SHAKE.reference}" if SHAKE.reference else ""
-
-
-def shake_synthesize_options(wildcards):
-    return as_json(SHAKE.synthesize, kind=wildcards.source)
-
-
-def shake_set(wildcards):
-    return f"{RESULTS}/shake-to-leak/{wildcards.base}/sets/{'self' if wildcards.source == 'lr0' else wildcards.source}/manifest.csv"
-
-
-def shake_finetune_options(wildcards):
-    options = one(SHAKE.methods, method=wildcards.tuning)
-    return as_json(options, lr=0.0, steps_per_image=1) if wildcards.source == "lr0" else as_json(options)
-
-
-def shake_first(wildcards):
-    return int(wildcards.shard) * SHAKE.shard_domains
-
-
-def shake_last(wildcards):
-    return min(shake_first(wildcards) + SHAKE.shard_domains, SHAKE.domains)
-
-
-def shake_models(wildcards):
-    folder = f"{RESULTS}/shake-to-leak/{wildcards.base}/models"
-    return [f"{folder}/{source}/{method}/{wildcards.shard}/manifest.csv" for source, method in SHAKE_RUNS]
-
-
-def shake_members(wildcards):
-    base = one(SHAKE.bases, name=wildcards.base)
-    return ancient(base.members) if base.members else f"{RESULTS}/data/{base.member_images}/manifest.csv"
-
-
-def shake_blind_flag(wildcards):
-    return f"--embedder {shlex.quote(SHAKE.blind)}" if SHAKE.blind else ""
-
-
-def shake_identity(wildcards):
-    return SHAKE.identity
-
-
-def shake_clip(wildcards):
-    return SHAKE.clip
-
-
-def shake_fidelity():
-    return [f"{RESULTS}/metrics/shake-to-leak/fidelity.csv"] if SHAKE.identity and SHAKE.bases else []
-
-
-def shake_fidelity_flag(wildcards):
-    return f"--fidelity {shake_fidelity()[0]}" if shake_fidelity() else ""
-
-
-def shake_tables():
-    """The metrics table of the study, if this preset runs it."""
-    return [f"{RESULTS}/metrics/shake-to-leak/main.csv"] if SHAKE.bases else []
-
-
-def shake_figures():
-    return [f"{RESULTS}/figures/shake-to-leak/shake_{name}.pdf" for name in SHAKE_FIGURES] if SHAKE.bases else []
-
-
-def shake_membership_code():
-    return code(*(module for name in SHAKE.membership.attacks for module in codedigest.attack_modules("membership", name)))
-
-
-def folders_of_models(wildcards, input):
-    return [str(Path(path).parent) for path in input.models]
-
-
-def folders_of_sets(wildcards, input):
-    return [str(Path(path).parent) for path in input.sets]

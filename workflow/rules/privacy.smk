@@ -141,8 +141,8 @@ rule measure_private:
     params:
         base=dp_base_folder,
         images=subpath(input.images, parent=True),
-        samples=folders_of_samples,
-        models=folders_of_models,
+        samples=folders_of("samples"),
+        models=folders_of("models"),
         embedder=dp_embedder,
         instruments=shipped_digest(study.dp_ldm.embedder),
         device=DEVICE,

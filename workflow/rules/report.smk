@@ -44,7 +44,7 @@ rule draw_finextract:
         mem_mb=gigabytes(2),
         runtime=minutes(20),
     params:
-        images=folders_of_images,
+        images=folders_of("images"),
         out=subpath(output.theory, parent=True),
         code=code("tuneleak.report.figures_finextract"),
     shell:
@@ -116,8 +116,8 @@ rule draw_dp_ldm:
         mem_mb=gigabytes(2),
         runtime=minutes(20),
     params:
-        samples=folders_of_samples,
-        images=folders_of_images,
+        samples=folders_of("samples"),
+        images=folders_of("images"),
         out=subpath(output.tradeoff, parent=True),
         tables=folder_of_tables_written,
         code=code("tuneleak.report.figures_dp_ldm"),

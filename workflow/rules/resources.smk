@@ -19,7 +19,7 @@ rule train_autoencoder:
         mem_mb=gigabytes(6),
         runtime=minutes(480),
     params:
-        images=folders_of_images,
+        images=folders_of("images"),
         out=subpath(output.config, parent=True),
         options=as_json(study.training.autoencoder),
         code=code("tuneleak.models.autoencoder"),
@@ -45,7 +45,7 @@ rule train_text_encoder:
         mem_mb=gigabytes(6),
         runtime=minutes(480),
     params:
-        images=folders_of_images,
+        images=folders_of("images"),
         out=subpath(output.config, parent=True),
         options=text_encoder_options,
         code=code("tuneleak.models.train_embedder"),
@@ -71,7 +71,7 @@ rule train_embedder:
         mem_mb=gigabytes(6),
         runtime=minutes(480),
     params:
-        images=folders_of_images,
+        images=folders_of("images"),
         out=subpath(output.config, parent=True),
         options=embedder_options,
         code=code("tuneleak.models.train_embedder"),
@@ -102,7 +102,7 @@ rule train_base:
         mem_mb=gigabytes(8),
         runtime=minutes(720),
     params:
-        images=folders_of_images,
+        images=folders_of("images"),
         autoencoder=subpath(input.autoencoder, parent=True),
         text_encoder=subpath(input.text_encoder, parent=True),
         out=subpath(output.config, parent=True),

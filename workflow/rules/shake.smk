@@ -94,8 +94,8 @@ rule shake_scores:
         runtime=minutes(480),
     params:
         base=shake_base_folder,
-        images=folders_of_images,
-        models=folders_of_models,
+        images=folders_of("images"),
+        models=folders_of("models"),
         blind=shake_blind_flag,
         blind_digest=shipped_digest(SHAKE.blind),
         device=DEVICE,
@@ -127,7 +127,7 @@ rule shake_fidelity:
         mem_mb=gigabytes(4),
         runtime=minutes(60),
     params:
-        sets=folders_of_sets,
+        sets=folders_of("sets"),
         reference=shake_reference_flag,
         copy_score=copy_score,
         identity=shake_identity,

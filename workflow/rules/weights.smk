@@ -154,7 +154,7 @@ rule train_encoder:
     params:
         base=weights_base_folder,
         images=subpath(input.images, parent=True),
-        models=folders_of_models,
+        models=folders_of("models"),
         out=subpath(output.config, parent=True),
         embedder=identity_a,
         trunk=trunk_flag,
@@ -198,7 +198,7 @@ rule attack_weights:
         distractors=subpath(input.distractors, parent=True),
         models=subpath(input.models, parent=True),
         second=second_flag,
-        encoders=folders_of_encoders,
+        encoders=folders_of("encoders"),
         identity_a=identity_a,
         identity_b=identity_b,
         copy_score=copy_score,

@@ -1,0 +1,118 @@
+# Look-ups of the LoRA-weights study. No rules here.
+WEIGHTS_FIGURES = ["weights-reconstructions", "weights-attacks", "weights-defences", "weights-scaling"]
+
+
+def weights_base_folder(wildcards):
+    return pipeline_folder(study.lora_weights.base)
+
+
+def weights_base(wildcards):
+    return f"{weights_base_folder(wildcards)}/model_index.json"
+
+
+def identity_a(wildcards):
+    return study.lora_weights.identity_a
+
+
+def identity_b(wildcards):
+    return study.lora_weights.identity_b
+
+
+def weights_shards():
+    knobs = study.lora_weights
+    return [f"{RESULTS}/weights/train/{shard}/manifest.csv" for shard in range(-(-knobs.train_people // knobs.shard_people))]
+
+
+def first_weights_person(wildcards):
+    return int(wildcards.shard) * study.lora_weights.shard_people
+
+
+def last_weights_person(wildcards):
+    return min(first_weights_person(wildcards) + study.lora_weights.shard_people, study.lora_weights.train_people)
+
+
+def collected(**changes):
+    return as_json(study.lora_weights.collect, recipe=study.lora_weights.recipe, **changes)
+
+
+def collect_options(wildcards):
+    return collected()
+
+
+def second_collect_options(wildcards):
+    """Another set of the victims' people: the pictures after those that the victims trained on."""
+    return collected(snapshot_every=0, skip_images=study.lora_weights.recipe.images_per_concept)
+
+
+def size_collect_options(wildcards):
+    return collected(snapshot_every=0, image_counts=study.lora_weights.sizes.image_counts, steps=wildcards.steps)
+
+
+def transform_named(name):
+    return next((item for item in study.lora_weights.transforms if item.name == name), None)
+
+
+def transform_options(wildcards):
+    return as_json(transform_named(wildcards.defence))
+
+
+def weights_defences():
+    return ["none", *(item.name for item in study.lora_weights.transforms)]
+
+
+ADAPTS = ("spectral", "autoencoder")  # encoders an attacker who knows the transform trains anew
+
+
+def encoder_plan(name):
+    return one(study.lora_weights.encoders, name=name)
+
+
+def encoder_options(wildcards):
+    plan = encoder_plan(wildcards.encoder.removesuffix("-adaptive") if wildcards.knows != "none" else wildcards.encoder)
+    return as_json(plan.options) if wildcards.knows == "none" else as_json(plan.options, transform=transform_named(wildcards.knows))
+
+
+def encoder_module(attack):
+    return f"tuneleak.attacks.weights.{attack}"
+
+
+def encoder_code(wildcards):
+    name = wildcards.encoder.removesuffix("-adaptive") if wildcards.knows != "none" else wildcards.encoder
+    return code("tuneleak.attacks.weights.train", encoder_module(encoder_plan(name).options.attack))
+
+
+def encoders_against(wildcards):
+    """The encoders behind one table of scores: all on untouched weights; on transformed ones the two attacks, the control, and who adapted."""
+    plans = [plan.name for plan in study.lora_weights.encoders]
+    if wildcards.defence == "none":
+        chosen = [f"none/{name}" for name in plans]
+    else:
+        chosen = [f"none/{name}" for name in plans if name in (*ADAPTS, "constant")]
+        chosen += [f"{wildcards.defence}/{name}-adaptive" for name in plans if name in ADAPTS and wildcards.defence in study.lora_weights.adaptive]
+    return [f"{RESULTS}/weights/encoders/{name}/config.json" for name in chosen]
+
+
+def folder_of_weights_figures(wildcards, output):
+    return str(Path(output.pdf[0]).parent)
+
+
+def weights_run_options(wildcards):
+    return as_json(study.lora_weights.run, controls=study.lora_weights.run.controls and wildcards.defence == "none")
+
+
+def weights_embedders():
+    knobs = study.lora_weights
+    return [knobs.identity_a, knobs.identity_b, study.instruments.copy_score, *([study.instruments.factors] if knobs.factors else [])]
+
+
+def weights_factors_flag(wildcards):
+    return f"--factors {shlex.quote(study.instruments.factors)}" if study.lora_weights.factors and study.instruments.factors else ""
+
+
+def second_flag(wildcards, input):
+    """The second sets of the victims' people, for untouched weights only."""
+    return f"--second {shlex.quote(str(Path(input.second).parent))}" if wildcards.defence == "none" else ""
+
+
+def trunk_flag(wildcards):
+    return f"--trunk {shlex.quote(study.lora_weights.trunk)}" if study.lora_weights.trunk else ""
