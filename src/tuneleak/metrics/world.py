@@ -51,10 +51,11 @@ class Table:
         self.rows.append((part, measure, value, low, high, n, bar, str(_meets(value, low, high, bar)) if bar else ""))
 
     def rate(self, part, measure, values, people, bar=""):
-        """The mean of `values (n,)`, with a bootstrap interval over `people (n,)`."""
-        found = intervals.bootstrap(np.asarray(values, float), people, np.zeros(len(values)), np.arange(len(values)))
-        plain = float(np.mean(values))  # of rows, not of people: the sets are balanced, a sample of them nearly so
-        self.add(part, measure, plain, found.low, found.high, len(values), bar)
+        """The mean of `values (n,)` over pictures, with a bootstrap interval over `people (n,)`."""
+        values = np.asarray(values, float)
+        found = intervals.bootstrap_statistic(lambda weights: weights @ values / weights.sum(), people, np.arange(len(values)))
+        least, most = (0.0, 1.0) if 0 <= values.min() and values.max() <= 1 else (-np.inf, np.inf)  # a share ends where shares end
+        self.add(part, measure, found.value, max(found.low, least), min(found.high, most), len(values), bar)
 
     def auc(self, part, measure, members, others, people, bar=""):
         """AUC of scores that are higher for members, with its interval by DeLong's method clustered over people."""
