@@ -54,7 +54,7 @@ class Table:
         """The mean of `values (n,)` over pictures, with a bootstrap interval over `people (n,)`."""
         values = np.asarray(values, float)
         found = intervals.bootstrap_statistic(lambda weights: weights @ values / weights.sum(), people, np.arange(len(values)))
-        least, most = (0.0, 1.0) if 0 <= values.min() and values.max() <= 1 else (-np.inf, np.inf)  # a share ends where shares end
+        least, most = (0.0, 1.0) if values.min() >= 0 and values.max() <= 1 else (-np.inf, np.inf)  # a share ends where shares end
         self.add(part, measure, found.value, max(found.low, least), min(found.high, most), len(values), bar)
 
     def auc(self, part, measure, members, others, people, bar=""):
