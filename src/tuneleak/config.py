@@ -292,7 +292,10 @@ class EmbedderPlan(EmbedderOptions):
 class Training(Options):
     """How the shipped models are rebuilt (target `resources`)."""
 
-    public_sets: list[str] = Field(description="image sets the autoencoder and the UNets see")
+    autoencoder_sets: list[str] = Field(
+        description="image sets the autoencoder sees; pictures of one image_id in two of them show it what an expression changes"
+    )
+    public_sets: list[str] = Field(description="image sets the UNets see")
     named_sets: list[str] = Field(description="further image sets of the UNets; each base takes its own fold of them")
     autoencoder: AutoencoderOptions = Field(description="the autoencoder")
     embedders: list[EmbedderPlan] = Field(description="the embedders; the clip one named text-encoder gives the pipelines their text encoder")
@@ -382,7 +385,7 @@ class Config(Options):
         for recipe in self.finetune:
             if recipe.world not in worlds:
                 raise ValueError(f"finetune: a recipe is for the world {recipe.world!r}, which `worlds` does not list")
-        groups = {"public_sets": self.training.public_sets, "named_sets": self.training.named_sets}
+        groups = {"autoencoder_sets": self.training.autoencoder_sets, "public_sets": self.training.public_sets, "named_sets": self.training.named_sets}
         groups |= {f"embedders.{plan.name}.images": plan.images for plan in self.training.embedders}
         for group, names in groups.items():
             for name in names:

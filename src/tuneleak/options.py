@@ -80,8 +80,9 @@ class AutoencoderOptions(Options):
     batch: Positive = Field(16, description="pictures per step")
     lr: Rate = Field(2e-3, description="peak learning rate of AdamW (warm-up, then cosine to zero)")
     muon_lr: float = Field(0.05, ge=0, description="peak learning rate of Muon for matrices and convolutions, same schedule; 0: AdamW for all")
-    kl_weight: float = Field(1e-6, ge=0, description="weight of the KL term")
+    kl_weight: float = Field(1e-8, ge=0, description="weight of the KL term; more lets latent channels collapse")
     edge_weight: float = Field(0.5, ge=0, description="weight of the L1 loss on image gradients, which keeps eyes and mouths sharp")
+    detail_weight: float = Field(8.0, ge=0, description="added weight of the pixels in which two pictures of one image_id differ: eyes, brows and mouth")
     photograph_share: Fraction = Field(0.15, description="share of a batch cropped from scikit-image's photographs")
 
 
@@ -100,6 +101,8 @@ class EmbedderOptions(Options):
     blur: float = Field(0.6, ge=0, description="largest blur, in pixels, of the pictures a reader of factors is trained on (more hides eyes of four pixels)")
     identities: Literal["all", "even", "odd"] = Field("all", description="which public identities it sees (the two identity embedders share none)")
     layers: Positive = Field(3, description="transformer layers of a clip embedder's towers")
+    tower: Count = Field(24, description="channels of a clip embedder's residual image tower; 0: a ViT of `layers` layers and `width` channels")
+    attribute_weight: float = Field(1.0, ge=0, description="weight of the loss that tells each attribute's phrases apart in single phrases (clip)")
     context: Positive = Field(32, description="tokens of a caption, start and end included (clip)")
 
 

@@ -1,12 +1,16 @@
 """The measuring networks: shapes, refusals, and the CLIP text tower that becomes Stable Diffusion's text encoder."""
 
+import math
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from tuneleak import files
 from tuneleak.errors import InputError
 from tuneleak.models import augment, embedders, tokenizer, train_embedder, training
+from tuneleak.options import EmbedderOptions
 
 
 def write(folder, config):
@@ -77,6 +81,31 @@ def test_text_encoder_equals_the_clip_text_tower(tmp_path):
         x = network.token_embedding(ids) + network.positional_embedding
         expected = network.ln_final(network.transformer(x, attn_mask=network.attn_mask))
         assert torch.allclose(encoder(ids).last_hidden_state, expected, atol=5e-3)  # stored in half precision
+
+
+def test_attribute_loss_of_clip_is_the_choice_between_its_phrases():
+    from tuneleak.data import captions
+
+    row = {"image_id": "0", "concept": "c", "caption": "a face", "factor_hair_colour": "blue", "factor_skin_colour": "tan", "factor_hair": "bun"}
+    row |= {"factor_rear_hair": "none", "factor_beard": "none", "factor_clothes": "shirt", "factor_clothes_colour": "red", "factor_background": "grey"}
+    rows = [row | {"factor_eyes": eyes, "factor_mouth": "smile", "factor_eyebrows": "sad", "concept": eyes} for eyes in ("wide", "wink")]
+    rows += [{"image_id": "1", "concept": "artist", "caption": "art style of somebody"}]
+    table = pd.DataFrame(rows).fillna("")
+    words = tokenizer.build(length=32)
+    config = {"kind": "clip", "tower": 4, "clip": embedders.clip_config(64, 32, 1, 32, len(words))}
+    torch.manual_seed(0)
+    network = embedders.build(config).eval()
+    pixels = torch.randint(0, 256, (3, 64, 64, 3), dtype=torch.uint8)
+    plain, with_attributes = (
+        train_embedder._clip_loss(network, table, pixels, config, EmbedderOptions(kind="clip", batch=9, attribute_weight=weight), words)(0)
+        for weight in (0.0, 1.0)
+    )
+    choices = captions.alternatives()
+    assert float(with_attributes[0] - plain[0]) == pytest.approx(sum(with_attributes[1][name] for name in choices), rel=1e-4)
+    with torch.no_grad():
+        network.logit_scale.fill_(-30.0)  # at infinite temperature every phrase is as likely
+    cold = train_embedder._clip_loss(network, table, pixels, config, EmbedderOptions(kind="clip", batch=9), words)(0)[1]
+    assert all(cold[name] == pytest.approx(math.log(len(texts)), abs=1e-4) for name, texts in choices.items())
 
 
 def test_augmentations_keep_shape_and_range_and_are_seeded():

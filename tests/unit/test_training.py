@@ -7,7 +7,7 @@ from torch import nn
 from tuneleak import runtime
 from tuneleak.models import training
 from tuneleak.models.optimizer import MuonAdamW
-from tuneleak.options import BaseOptions
+from tuneleak.options import AutoencoderOptions, BaseOptions
 
 
 class Stopped(Exception):
@@ -79,3 +79,40 @@ def test_snapshots_are_evenly_spaced_averages(tmp_path):
     assert [path.stem for path in written] == ["000010", "000020", "000030"]
     assert torch.allclose(load_file(written[-1])["0.weight"].float(), last["0.weight"], atol=1e-3)
     assert not torch.allclose(load_file(written[0])["0.weight"].float(), last["0.weight"], atol=1e-3)
+
+
+def test_the_pixels_an_expression_changes_weigh_more():
+    from tuneleak.models import autoencoder
+
+    pictures = torch.zeros(3, 3, 16, 16, dtype=torch.uint8)
+    pictures[1, :, 8, 4] = 200  # differs from picture 0, which has its name, in one pixel
+    assert autoencoder._partners(["a", "a", "b"]).tolist() == [1, 0, 2]
+    options = AutoencoderOptions(batch=16, photograph_share=0, detail_weight=3.0)
+    x, weight = autoencoder._batch(pictures, torch.tensor([1, 0, 2]), [], 16, options, 0)
+    kinds = {tuple(weight[index].flatten().tolist()) for index in range(16)}
+    assert {sum(kind) for kind in kinds} == {256, 256 + 3 * 9}  # nothing, or one pixel and its neighbours
+    spot = x.amax((1, 2, 3)) > 0
+    assert spot.any() and all(weight[index, 0].flatten()[x[index, 0].argmax()] == 4 for index in spot.nonzero())
+
+
+def test_standardised_latents_leave_reconstructions_as_they_were():
+    from diffusers import AutoencoderKL
+
+    from tuneleak.models import autoencoder
+
+    torch.manual_seed(0)
+    network = AutoencoderKL(block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+                            latent_channels=3, norm_num_groups=4).eval()  # fmt: skip
+    pictures = torch.randint(0, 256, (64, 3, 16, 16), dtype=torch.uint8)
+    with torch.no_grad():
+        network.quant_conv.weight[1] *= 20
+        network.quant_conv.bias[2] += 5
+        before = network.encode(pictures.float() / 127.5 - 1).latent_dist
+        shown = network.decode(before.mean).sample
+        autoencoder._standardise(network, pictures)
+        after = network.encode(pictures.float() / 127.5 - 1).latent_dist
+        assert torch.allclose(network.decode(after.mean).sample, shown, atol=1e-4)
+    assert torch.allclose(after.mean.mean((0, 2, 3)), torch.zeros(3), atol=1e-3) and torch.allclose(after.mean.std((0, 2, 3)), torch.ones(3), atol=1e-3)
+    scale = before.mean.std((0, 2, 3)).view(1, 3, 1, 1)
+    assert torch.allclose(after.std * scale, before.std, rtol=1e-4)
+    assert network.config.scaling_factor == 1.0

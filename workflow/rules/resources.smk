@@ -3,7 +3,7 @@
 
 rule train_autoencoder:
     input:
-        images=collect("<results>/data/{images}/manifest.csv", images=study.training.public_sets),
+        images=collect("<results>/data/{images}/manifest.csv", images=study.training.autoencoder_sets),
     output:
         config="<results>/resources/autoencoder/config.json",
         weights="<results>/resources/autoencoder/diffusion_pytorch_model.safetensors",

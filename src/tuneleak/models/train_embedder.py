@@ -22,7 +22,8 @@ def train(images, out, options: EmbedderOptions):
 
     copy: two views of a picture attract, all others (among them the same person and background with another expression) repel.
     identity: two photographs of a person attract. factors: cross-entropy of every `factor_*` column. clip: open_clip's contrastive
-    loss between pictures and captions; also written as `text_encoder/` and `tokenizer/` folders, as Stable Diffusion uses CLIP's text tower.
+    loss between pictures and captions, and for each attribute the choice between its phrases; also written as `text_encoder/` and
+    `tokenizer/` folders, as Stable Diffusion uses CLIP's text tower.
     """
     sets = [ImageSet.load(folder) for folder in images]
     table = pd.concat([item.table for item in sets], ignore_index=True).fillna("")
@@ -41,6 +42,7 @@ def train(images, out, options: EmbedderOptions):
         table, pixels = known.reset_index(drop=True), pixels[known.index.to_list()]
     words = tokenizer.build(length=options.context) if options.kind == "clip" else None
     if options.kind == "clip":
+        config["tower"] = options.tower
         config["clip"] = embedders.clip_config(size, options.width, options.layers, options.context, len(words))
     network = embedders.build(config)
     loss_at = {"copy": _copy_loss, "identity": _identity_loss, "factors": _factor_loss, "clip": _clip_loss}[options.kind](
@@ -48,7 +50,7 @@ def train(images, out, options: EmbedderOptions):
     )
     with runtime.output_lock(out):
         training.train(network, loss_at, options, out, f"train {options.name}", ema=0.99)
-        if options.kind != "clip":
+        if options.kind != "clip" or options.tower:
             _refresh_statistics(network, loss_at)
         training.save_half(network.state_dict(), f"{out}/model.safetensors")
         if options.kind == "clip":
@@ -136,6 +138,12 @@ def _clip_loss(network, table, pixels, config, options, words):
     groups = _rows_by(table, "concept")
     frequent, rare = [group for group in groups if len(group) >= 10], [group for group in groups if len(group) < 10]
     context = options.context
+    choices = captions.alternatives()
+    phrases = words(
+        [f"a face with {phrase}" for texts in choices.values() for phrase in texts.values()],
+        padding="max_length", truncation=True, max_length=context, return_tensors="pt",
+    ).input_ids  # fmt: skip
+    labels = {name: [list(texts).index(row[f"factor_{name}"]) if row.get(f"factor_{name}") in texts else -1 for row in rows] for name, texts in choices.items()}
 
     def loss_at(step):
         rng, pick = runtime.generator(options.name, options.seed, step), random.Random(f"{options.name}/{options.seed}/{step}")
@@ -145,10 +153,21 @@ def _clip_loss(network, table, pixels, config, options, words):
         texts = [captions.for_training(rows[index], pick) for index in chosen]
         tokens = words(texts, padding="max_length", truncation=True, max_length=context, return_tensors="pt").input_ids
         x = augment.colour(augment.crop(as_tensor(pixels[chosen].numpy()), rng, 0.9), rng, 0.05)
-        image, text, scale = _half(network, x, tokens)
-        logits = scale * image @ text.T
+        image, text, scale = _half(network, x, torch.cat([tokens, phrases]))
+        logits = scale * image @ text[: len(chosen)].T
         target = torch.arange(len(logits))
-        return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2, {"accuracy": float((logits.argmax(-1) == target).float().mean())}
+        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        facts = {"accuracy": float((logits.argmax(-1) == target).float().mean())}
+        # A caption names most of ten attributes and a few tell a batch apart; the expression is learned where only its phrases are compared
+        pieces = (scale * image @ text[len(chosen) :].T).split([len(texts) for texts in choices.values()], dim=1)
+        losses = {}
+        for (name, values), piece in zip(labels.items(), pieces, strict=True):
+            label = torch.tensor([values[index] for index in chosen])
+            if (label >= 0).any():
+                losses[name] = F.cross_entropy(piece, label, ignore_index=-1)
+        if losses:
+            loss = loss + options.attribute_weight * torch.stack(list(losses.values())).sum()
+        return loss, facts | {name: float(value.detach()) for name, value in losses.items()}
 
     return loss_at
 
