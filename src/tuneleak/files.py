@@ -81,6 +81,21 @@ def sha256(path):
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def check_digests(folder):
+    """Raise `InputError` unless the files of a folder are what the `SHA256SUMS` in it, or up to two folders above, says; without a list, check nothing."""
+    folder = Path(folder).resolve()
+    for top in (folder, *folder.parents[:2]):
+        if (top / "SHA256SUMS").is_file():
+            break
+    else:
+        return
+    lines = (top / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
+    listed = {top / name: digest for digest, name in (line.split(maxsplit=1) for line in lines) if (top / name).is_relative_to(folder)}
+    for path in sorted({*listed, *folder.rglob("*.safetensors")}):
+        if not path.is_file() or sha256(path) != listed.get(path):
+            raise InputError(f"{path} is not the file that {top / 'SHA256SUMS'} lists; get it again, or remove the list if you changed it on purpose")
+
+
 def digest(value):
     """First 16 hex digits of the SHA-256 of `value` as sorted JSON: a name for a configuration."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -59,6 +59,8 @@ def test_promote_copies_only_what_may_be_shipped(tmp_path):
     (built / "part/model.safetensors").write_bytes(b"weights")
     (built / "part/.checkpoints/x.safetensors").write_bytes(b"not this")
     (built / "part/model.bin").write_bytes(b"nor this")
+    (built / "text-encoder").mkdir()
+    (built / "text-encoder/model.safetensors").write_bytes(b"no pipeline uses the image tower")
     promote(built, resources)
     assert sorted(path.name for path in resources.rglob("*") if path.is_file()) == ["SHA256SUMS", "config.json", "model.safetensors"]
     (built / "part/model.safetensors").write_bytes(b"0" * (26 * 2**20))
@@ -72,3 +74,22 @@ def test_checksums_are_those_of_sha256sum(tmp_path):
     (tmp_path / "a.json").write_text("{}")
     write_checksums(tmp_path)
     assert (tmp_path / "SHA256SUMS").read_text() == f"{files.sha256(tmp_path / 'a.json')}  a.json\n"
+
+
+def test_a_file_that_is_not_the_listed_one_is_refused(tmp_path):
+    part = tmp_path / "bases/H1"
+    part.mkdir(parents=True)
+    (part / "model.safetensors").write_bytes(b"weights")
+    files.check_digests(part)  # no list, nothing to check
+    write_checksums(tmp_path)
+    files.check_digests(part)
+    (part / "more.safetensors").write_bytes(b"not listed")
+    with pytest.raises(InputError, match="is not the file"):
+        files.check_digests(part)
+    (part / "more.safetensors").unlink()
+    (part / "model.safetensors").write_bytes(b"changed")
+    with pytest.raises(InputError, match="SHA256SUMS lists"):
+        files.check_digests(part)
+    (part / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="get it again"):
+        files.check_digests(part)

@@ -101,7 +101,7 @@ def test_attribute_loss_of_clip_is_the_choice_between_its_phrases():
         for weight in (0.0, 1.0)
     )
     choices = captions.alternatives()
-    assert float(with_attributes[0] - plain[0]) == pytest.approx(sum(with_attributes[1][name] for name in choices), rel=1e-4)
+    assert float((with_attributes[0] - plain[0]).detach()) == pytest.approx(sum(with_attributes[1][name] for name in choices), rel=1e-4)
     with torch.no_grad():
         network.logit_scale.fill_(-30.0)  # at infinite temperature every phrase is as likely
     cold = train_embedder._clip_loss(network, table, pixels, config, EmbedderOptions(kind="clip", batch=9), words)(0)[1]

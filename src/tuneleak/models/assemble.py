@@ -17,6 +17,8 @@ def assemble(autoencoder, text_encoder, unet, out):
     for folder in (autoencoder, unet, Path(text_encoder) / "text_encoder", Path(text_encoder) / "tokenizer"):
         if not Path(folder).is_dir():
             raise InputError(f"{folder} is missing; the shipped parts lie under resources/, `snakemake resources` rebuilds them")
+    for folder in (autoencoder, unet, text_encoder):
+        files.check_digests(folder)
     parts = {
         "vae": AutoencoderKL.from_pretrained(autoencoder, torch_dtype=torch.float32, use_safetensors=True),
         "text_encoder": CLIPTextModel.from_pretrained(f"{text_encoder}/text_encoder", dtype=torch.float32, use_safetensors=True),
@@ -47,13 +49,14 @@ def assemble(autoencoder, text_encoder, unet, out):
 
 
 KEPT = ("*.safetensors", "*.json", "*.csv", "*.md", "*.png", "*.txt")
+UNUSED = ("text-encoder/model.safetensors", "embedders/*/text_encoder/*")  # a pipeline takes CLIP's text tower only, a measurement needs no copy of it
 
 
 def promote(built, resources):
-    """Copy what a run rebuilt under `built` over `resources`, checkpoints and snapshots left out, and write `SHA256SUMS`; refused above 25 MB in all."""
+    """Copy what a run rebuilt under `built` over `resources`, unused files left out, and write `SHA256SUMS`; refused above 25 MB in all."""
     built, resources = Path(built), Path(resources)
     found = {path for pattern in KEPT for path in built.rglob(pattern)}
-    chosen = sorted(path for path in found if not any(part.startswith(".") or part == "snapshots" for part in path.relative_to(built).parts))
+    chosen = sorted(path for path in found if _shipped(path.relative_to(built)))
     if not chosen:
         raise InputError(f"{built} holds nothing to promote; run `snakemake resources` first")
     size = sum(path.stat().st_size for path in chosen)
@@ -64,6 +67,11 @@ def promote(built, resources):
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
     write_checksums(resources)
+
+
+def _shipped(path):
+    """Whether a built file (relative path) is used by anything: no checkpoint, snapshot or second copy of a text tower."""
+    return not any(part.startswith(".") or part == "snapshots" for part in path.parts) and not any(path.match(pattern) for pattern in UNUSED)
 
 
 def write_checksums(resources):

@@ -131,6 +131,7 @@ def load_embedder(folder, device="cpu"):
         return _load_torchscript(folder, device)
     from safetensors.torch import load_file
 
+    files.check_digests(folder)
     config = files.read_json(folder / "config.json")
     weights = folder / "model.safetensors"
     if not weights.is_file():
