@@ -86,7 +86,7 @@ def train(images, autoencoder, text_encoder, out, options: BaseOptions):
             context = contexts[first[chosen] + variant].float()
             context[torch.rand(options.batch, generator=rng) < options.caption_dropout] = empty
             x, noise = latents[chosen], torch.randn(options.batch, *latents.shape[1:], generator=rng)
-            timestep = torch.randint(len(alphas_cumprod), (options.batch,), generator=rng)
+            timestep = _timesteps(options, len(alphas_cumprod), rng)
             abar = alphas_cumprod[timestep].view(-1, 1, 1, 1)
             noise_pred = unet(abar.sqrt() * x + (1 - abar).sqrt() * noise, timestep, context).sample
             return F.mse_loss(noise_pred, noise), {}
@@ -99,6 +99,14 @@ def train(images, autoencoder, text_encoder, out, options: BaseOptions):
         files.write_meta(
             f"{out}/config.json", options, images=[str(folder) for folder in images], pictures=len(table), parameters=sum(p.numel() for p in unet.parameters())
         )
+
+
+def _timesteps(options, count, rng):
+    """`(batch,)` timesteps: the first ones in proportion to t, the others uniform; rows of a batch are in random order already."""
+    uniform = torch.rand(options.batch, generator=rng)
+    high = round(options.high_noise_share * options.batch)
+    uniform[:high] = uniform[:high].sqrt()
+    return (count * uniform).long().clamp_max(count - 1)
 
 
 @torch.no_grad()
