@@ -77,6 +77,7 @@ class AutoencoderOptions(Options):
     block_out_channels: list[Positive] = Field([16, 32, 64, 64], description="widths; their number less one halves the side")
     latent_channels: Positive = Field(8, description="channels of the latent")
     steps: Positive = Field(4000, description="optimiser steps")
+    decoder_steps: Count = Field(0, description="further steps of the decoder alone, with a schedule of their own")
     batch: Positive = Field(16, description="pictures per step")
     lr: Rate = Field(2e-3, description="peak learning rate of AdamW (warm-up, then cosine to zero)")
     muon_lr: float = Field(0.05, ge=0, description="peak learning rate of Muon for matrices and convolutions, same schedule; 0: AdamW for all")

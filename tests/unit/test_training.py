@@ -1,5 +1,6 @@
 """The training loop of the shipped models: learning-rate schedule, exact resume, averaged weights."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -125,3 +126,22 @@ def test_timesteps_are_uniform_or_in_proportion_to_the_noise():
         t = train_base._timesteps(BaseOptions(batch=40000, high_noise_share=share), 1000, torch.Generator().manual_seed(0))
         assert t.min() >= 0 and t.max() <= 999
         assert t.float().mean() / 1000 == pytest.approx(mean, abs=0.006)
+
+
+@pytest.mark.slow
+def test_training_the_decoder_alone_leaves_the_latents_as_they_are(tmp_path):
+    from safetensors.torch import load_file
+
+    from tuneleak.data import imageset
+    from tuneleak.models import autoencoder
+
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
+    folder = tmp_path / "set"
+    imageset.write(folder, [{"image_id": str(index), "concept": "c", "split": "", "fold": "", "caption": ""} for index in range(8)], pixels)
+    options = AutoencoderOptions(steps=2, batch=4, block_out_channels=[8, 16], latent_channels=4)
+    found = []
+    for steps in (0, 2):
+        autoencoder.train([folder], tmp_path / str(steps), options.model_copy(update={"decoder_steps": steps}))
+        found.append(load_file(tmp_path / f"{steps}/diffusion_pytorch_model.safetensors"))
+    changed = {name.split(".")[0] for name in found[0] if not torch.equal(found[0][name], found[1][name])}
+    assert changed == {"decoder", "post_quant_conv"}

@@ -50,6 +50,11 @@ def train(images, out, options: AutoencoderOptions):
 
         training.train(autoencoder, loss_at, options, out, "train autoencoder", ema=0.995)
         _standardise(autoencoder, pictures)
+        if options.decoder_steps:
+            for part in (autoencoder.encoder, autoencoder.quant_conv):  # latents stay as they are, and with them every UNet
+                part.requires_grad_(False)
+            alone = options.model_copy(update={"steps": options.decoder_steps})
+            training.train(autoencoder, lambda step: loss_at(options.steps + step), alone, f"{out}/decoder", "train decoder", ema=0.995)
         training.save_half(autoencoder.state_dict(), f"{out}/diffusion_pytorch_model.safetensors")
         autoencoder.save_config(out)
         facts = {"images": [str(folder) for folder in images], "pictures": len(pictures), "parameters": autoencoder.num_parameters()}
