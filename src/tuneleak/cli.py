@@ -41,6 +41,13 @@ METRICS = Argument("--metrics", "metrics.csv of a run")
 MATCHES = Argument("--matches", "matches.csv of extraction attacks", many=True)
 REFERENCE = Argument("--reference", "recorded runs (paper/reference)")
 
+SHARED = [  # what a shared model may not say of itself
+    Argument("--caption", 'training caption of a shared model ("": attack without one; default: that of --images)', required=False, kind=str),
+    Argument("--n-images", "training pictures of a shared model (default: its header's, or those of --images)", required=False, kind=int),
+    Argument("--concept", "concept of --images that a shared model was trained on", required=False, kind=str),
+    Argument("--scales", "scale of each shared model (default: 1)", required=False, many=True, kind=float),
+]
+
 VERBS = [
     Verb(
         "render",
@@ -133,15 +140,29 @@ VERBS = [
         FinetuneOptions,
     ),
     Verb(
+        "import-models",
+        "Make a model set of what people share: LoRA files or folders, or a merged checkpoint.",
+        "tuneleak.models.shared:import_models",
+        [
+            Argument("--source", "LoRA files or folders to be used together, or one folder with whole networks", many=True),
+            Argument("--base", "pipeline folder of the base, or a folder of them in which the model's own is found by name", required=False),
+            Argument("--images", "image set with the training pictures, if they are at hand", required=False),
+            *SHARED,
+            Argument("--world", "name of the world, noted in the tables (default: shared)", required=False, kind=str),
+            OUT,
+        ],
+    ),
+    Verb(
         "attack extraction",
         "Generate with fine-tuned models, cluster, and match against their training pictures.",
         "tuneleak.attacks.extraction.run:extract",
         [
-            MODELS,
-            IMAGES,
-            BASE,
+            Argument("--models", "model set; or, as people share them, LoRA files or folders to be used together, or one merged checkpoint", many=True),
+            Argument("--images", "image set with the training pictures (none: extract without matching)", required=False),
+            Argument("--base", "pipeline folder of the base, or a folder of them in which a shared model's own is found by name", required=False),
+            *SHARED,
             Argument("--copy-cluster", "copy embedder of the clustering"),
-            Argument("--copy-score", "copy embedder of the scores"),
+            Argument("--copy-score", "copy embedder of the scores (with --images)", required=False),
             Argument("--factors", "reader of true factors, for leaked bits", required=False),
             OUT,
             DEVICE,

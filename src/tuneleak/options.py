@@ -130,7 +130,7 @@ class FinetuneOptions(Options):
 
     method: Literal[
         "end-to-end", "dreambooth", "dreambooth-prior", "textual-inversion", "lora", "lora-te", "hypernetwork", "dreambooth+lora", "textual-inversion+lora",
-        "dreambooth+hypernetwork", "textual-inversion+hypernetwork",
+        "dreambooth+hypernetwork", "textual-inversion+hypernetwork", "dora", "loha", "lokr", "oft",
     ] = Field("lora", description="what is trained and how")  # fmt: skip
     seeds: list[int] = Field([0], description="one model per concept and seed")
     images_per_concept: Positive = Field(6, description="training pictures of each concept (N0)")
@@ -140,9 +140,9 @@ class FinetuneOptions(Options):
     weight_decay: float = Field(1e-2, ge=0, description="decoupled weight decay of AdamW")
     max_grad_norm: Rate = Field(1.0, description="clip of the gradient's global norm")
     train_text_encoder: bool = Field(False, description="also train the text encoder (dreambooth)")
-    rank: Positive = Field(8, description="rank of a LoRA")
-    alpha: Rate = Field(8.0, description="alpha of a LoRA (its update is scaled by alpha / rank)")
-    target_modules: list[str] = Field(["to_q", "to_k", "to_v", "to_out.0"], description="modules a LoRA adapts")
+    rank: Positive = Field(8, description="rank of an adapter (LoRA, DoRA, LoHa, LoKr); block size of OFT")
+    alpha: Rate = Field(8.0, description="alpha of an adapter (its update is scaled by alpha / rank)")
+    target_modules: list[str] = Field(["to_q", "to_k", "to_v", "to_out.0"], description="modules an adapter adapts")
     caption_template: str = Field("the face of {}", description="caption whose words in place of {} textual inversion replaces by learned vectors")
     placeholder: str = Field("<concept>", min_length=1, description="name of those vectors in learned_embeds.safetensors")
     hypernetwork_width: int = Field(2, ge=1, le=16, description="hidden width of a hypernetwork's networks, in widths of its input")

@@ -1,4 +1,4 @@
-"""Fixtures of the unit tests of the report."""
+"""Fixtures shared by unit tests: a made-up study for the report, and tiny pipelines of several architectures."""
 
 import importlib.util
 import sys
@@ -10,9 +10,13 @@ import pytest
 @pytest.fixture(scope="session")
 def report_study():
     """The module report_study.py beside this file (tests are imported by path, so it cannot be imported by name)."""
-    specification = importlib.util.spec_from_file_location("report_study", Path(__file__).with_name("report_study.py"))
+    return _beside("report_study")
+
+
+def _beside(name):
+    specification = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     module = importlib.util.module_from_spec(specification)
-    sys.modules["report_study"] = module  # dataclasses look their module up
+    sys.modules[name] = module  # dataclasses look their module up
     specification.loader.exec_module(module)
     return module
 
@@ -21,3 +25,9 @@ def report_study():
 def study(report_study, tmp_path_factory):
     """A made-up study of two worlds, two methods and five attacks; read only."""
     return report_study.make(tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """The module tiny_architectures.py beside this file: `tiny.build(name, folder)`."""
+    return _beside("tiny_architectures")

@@ -10,7 +10,7 @@ from tuneleak import runtime
 from tuneleak.data.imageset import ImageSet
 from tuneleak.errors import InputError
 from tuneleak.finetune import checkpoint, generate, loop, methods, objective
-from tuneleak.models import modelset, pipeline
+from tuneleak.models import modelset, parameterisation, pipeline
 from tuneleak.options import FinetuneOptions
 
 SHORT = {"images_per_concept": 3, "steps_per_image": 4, "batch": 2, "rank": 4, "alpha": 4, "checkpoint_every": 5}
@@ -43,7 +43,7 @@ def test_the_noised_latent_and_the_targets_are_one_rotation():
     v = objective.training_target(latents, noise, timesteps, abar, "v_prediction")
     a = abar[timesteps].float().view(-1, 1, 1, 1)
     assert torch.allclose(a.sqrt() * x_t - (1 - a).sqrt() * v, latents, atol=1e-5)
-    assert torch.allclose(pipeline.to_epsilon(v, x_t, timesteps, abar, "v_prediction"), noise, atol=1e-5)
+    assert torch.allclose(parameterisation.to_epsilon(v, x_t, timesteps, abar, "v_prediction"), noise, atol=1e-5)
     assert objective.training_target(latents, noise, timesteps, abar, "epsilon") is noise
     with pytest.raises(ValueError, match="neither"):
         objective.training_target(latents, noise, timesteps, abar, "sample")
@@ -124,7 +124,7 @@ def test_each_method_trains_what_it_says_and_gives_the_base_back(tiny_base, opti
     trainee = methods.prepare(base, options, torch.Generator().manual_seed(0))
     assert set(trainee.networks) == moved
     trained = {name for part in moved for name, value in getattr(base, part).named_parameters() if value.requires_grad}
-    if trainee.lora:
+    if trainee.adapter:
         assert all(".lora_" in name for name in trained) and any("to_out.0" in name for name in trained)
         assert any("q_proj" in name for name in trained) == ("text_encoder" in moved)
     else:

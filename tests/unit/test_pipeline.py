@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 
 from tuneleak.errors import InputError
 from tuneleak.finetune import methods
-from tuneleak.models import modelset, pipeline
+from tuneleak.models import modelset, parameterisation, pipeline
 from tuneleak.options import FinetuneOptions
 
 CAPTIONS = ["picture of person ada", ""]
@@ -70,8 +70,8 @@ def test_v_prediction_is_converted_to_epsilon():
     t = torch.tensor([0, 300, 700, 999])
     a = abar[t].view(-1, 1, 1, 1)
     x_t, v = a.sqrt() * x0 + (1 - a).sqrt() * eps, a.sqrt() * eps - (1 - a).sqrt() * x0
-    assert torch.allclose(pipeline.to_epsilon(v.float(), x_t.float(), t, abar, "v_prediction"), eps, atol=1e-6)
-    assert pipeline.to_epsilon(eps, x_t, t, abar, "epsilon") is eps
+    assert torch.allclose(parameterisation.to_epsilon(v.float(), x_t.float(), t, abar, "v_prediction"), eps, atol=1e-6)
+    assert parameterisation.to_epsilon(eps, x_t, t, abar, "epsilon") is eps
 
 
 def test_bfloat16_networks_give_float32_predictions(base, tiny_base, inputs):

@@ -35,6 +35,7 @@ def finetune(base, images, world, split, out, options, start=0, stop=None, devic
         (out / "manifest.csv").unlink(missing_ok=True)  # a manifest says that the set is complete
         # whole weights are trained from what is on disk, not from its bfloat16 rounding
         loaded = load_base(base, device, "float32" if methods.trains_whole_weights(options.method) else dtype)
+        loaded.check_trainable()
         checkpoints = out / ".checkpoints" / _job_digest(loaded, jobs, options, dtype)
         notes, log = _train_all(loaded, jobs, options, dtype == "bfloat16", out, checkpoints)
         files.write_csv(out / "train.csv", pd.DataFrame(log, columns=["model_id", "step", "loss"]))

@@ -38,6 +38,7 @@ def collect(base, images, world, out, options, split="", start=0, stop=None, dev
         jobs = plan(ImageSet.load(images), world, split, start, stop, options)
         (out / "manifest.csv").unlink(missing_ok=True)  # a manifest says that the set is complete
         loaded = load_base(base, device, dtype)
+        loaded.check_trainable()
         partial = out / f".partial-{_digest(loaded, jobs, options, dtype)}"
         partial.mkdir(parents=True, exist_ok=True)
         groups, rows, parts = _groups(jobs, options.models_at_once), [], []

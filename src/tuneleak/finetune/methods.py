@@ -1,6 +1,6 @@
 """What a fine-tuning method trains, how it is set up in a base's networks, and what it leaves on disk.
 
-A method is a combination of trainable parts (`PARTS`): all weights of a network, peft adapters on its attention, or small parts beside it
+A method is a combination of trainable parts (`PARTS`): all weights of a network, peft adapters (`adapters.KINDS`) on its attention, or small parts beside it
 (`tuneleak.models.attachments`). DreamBooth fine-tunes to one prompt; with `+lora` it does so through adapters on both networks, as in Shake-to-Leak's public
 code, which makes it train what `lora-te` does. `train_text_encoder` adds the text encoder's weights to dreambooth.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from tuneleak.errors import InputError
-from tuneleak.models import attachments, weights
+from tuneleak.models import adapters, attachments, weights
 
 TEXT_ENCODER_MODULES = ["q_proj", "k_proj", "v_proj", "out_proj"]
 PARTS = {
@@ -18,6 +18,10 @@ PARTS = {
     "dreambooth": {"unet": "whole"},
     "dreambooth-prior": {"unet": "whole"},
     "lora": {"unet": "lora"},
+    "dora": {"unet": "dora"},
+    "loha": {"unet": "loha"},
+    "lokr": {"unet": "lokr"},
+    "oft": {"unet": "oft"},
     "lora-te": {"unet": "lora", "text_encoder": "lora"},
     "textual-inversion": {"words": "textual-inversion"},
     "hypernetwork": {"context": "hypernetwork"},
@@ -57,7 +61,7 @@ class Trainee:
     """A base made ready for one fine-tune: the networks with something to train in them, the parts beside them, and those weights."""
 
     networks: dict  # of "unet" and "text_encoder" those with whole weights or an adapter to train
-    lora: bool
+    adapter: str  # its kind, or empty
     parameters: FlatParameters
     attached: tuple = ()  # TextualInversion, Hypernetwork
 
@@ -72,8 +76,10 @@ class Trainee:
 
     def save(self, folder):
         """Write the tuned weights below `folder` in the layout of `tuneleak.models.modelset`."""
-        if self.lora:
+        if self.adapter == "lora":
             weights.write_lora(folder, self.networks)
+        elif self.adapter:
+            adapters.write(folder, self.networks)
         else:
             for part, network in self.networks.items():
                 network.save_pretrained(folder / part, safe_serialization=True)
@@ -87,18 +93,20 @@ def prepare(base, options, generator, caption=""):
     Raises `InputError` for options that exclude each other. Call `restore(base, trainee)` afterwards.
     """
     parts = PARTS[options.method]
-    lora = "lora" in parts.values()
+    adapter = next((kind for kind in parts.values() if kind in adapters.KINDS), "")
     if options.train_text_encoder and not options.method.startswith("dreambooth"):
         raise InputError(f"train_text_encoder is for dreambooth; the LoRA method that also tunes the text encoder is lora-te (method is {options.method})")
-    if options.train_text_encoder and lora:
+    if options.train_text_encoder and adapter:
         raise InputError(f"{options.method} already tunes the text encoder by its adapters; leave train_text_encoder out")
     networks = {part: getattr(base, part) for part in ("unet", "text_encoder") if part in parts}
     if options.train_text_encoder:
         networks["text_encoder"] = base.text_encoder
     for part, network in networks.items():
-        if lora:
-            modules = options.target_modules if part == "unet" else TEXT_ENCODER_MODULES
+        modules = options.target_modules if part == "unet" else TEXT_ENCODER_MODULES
+        if adapter == "lora":
             add_lora(network, options.rank, options.alpha, modules, generator)
+        elif adapter:
+            add_adapter(network, adapter, options, modules, generator)
         else:
             # master weights in float32: at a learning rate of 2e-6 a bfloat16 weight would never move
             network.float().requires_grad_(True)
@@ -112,7 +120,7 @@ def prepare(base, options, generator, caption=""):
     if "context" in parts:
         attached.append(attachments.Hypernetwork(base.unet, options.hypernetwork_width, options.hypernetwork_self_attention, generator))
     beside = [parameter for part in attached for parameter in part.parameters()]
-    return Trainee(networks, lora, FlatParameters([*trainable(networks), *beside]), tuple(attached))
+    return Trainee(networks, adapter, FlatParameters([*trainable(networks), *beside]), tuple(attached))
 
 
 def add_lora(network, rank, alpha, target_modules, generator):
@@ -137,6 +145,31 @@ def add_lora(network, rank, alpha, target_modules, generator):
             parameter.data.zero_()
 
 
+def add_adapter(network, kind, options, target_modules, generator):
+    """Freeze `network` and add an adapter of peft, `default`, that starts as nothing: dora, loha, lokr or oft (whose block size is `rank`). float32.
+
+    peft draws from the process-wide generator, which is seeded from `generator` for that and put back.
+    """
+    import peft
+
+    kinds = {
+        "dora": lambda: peft.LoraConfig(r=options.rank, lora_alpha=options.alpha, use_dora=True, target_modules=list(target_modules)),
+        "loha": lambda: peft.LoHaConfig(r=options.rank, alpha=options.alpha, target_modules=list(target_modules)),
+        "lokr": lambda: peft.LoKrConfig(r=options.rank, alpha=options.alpha, target_modules=list(target_modules)),
+        "oft": lambda: peft.OFTConfig(r=0, oft_block_size=options.rank, target_modules=list(target_modules)),
+    }
+    network.requires_grad_(False)
+    seed = int(torch.randint(2**31, (), generator=generator))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            network.add_adapter(kinds[kind]())
+        except ValueError as error:
+            raise InputError(f"{kind} of rank {options.rank} on target_modules {target_modules} does not fit this network: {error}") from None
+    for parameter in adapters.parameters(network, "default").values():
+        parameter.data = parameter.data.float()
+
+
 def trainable(networks):
     """The parameters of the networks (name -> module) that require gradients, in a fixed order."""
     return [parameter for _, network in sorted(networks.items()) for parameter in network.parameters() if parameter.requires_grad]
@@ -148,7 +181,7 @@ def restore(base, trainee):
         part.remove()
     for part in list(trainee.networks):
         network = trainee.networks.pop(part)
-        if trainee.lora:
+        if trainee.adapter:
             weights.detach_lora(network)
         else:
             del network

@@ -4,7 +4,8 @@ Columns of the manifest: `model_id` (unique), `world`, `base` (name of the base 
 empty), `seed`, `step` (optimiser steps taken), `caption` (the training caption), `n_images`, `images` (image_ids trained on, joined by
 `;`), `file` (a folder inside the ModelSet). That folder holds a LoRA as `pytorch_lora_weights.safetensors` in the layout of diffusers, or
 fully tuned networks as `unet/diffusion_pytorch_model.safetensors` and, if it was trained, `text_encoder/model.safetensors`; beside or instead of
-these, textual inversion's `learned_embeds.safetensors` and a `hypernetwork.safetensors`.
+these, textual inversion's `learned_embeds.safetensors` and a `hypernetwork.safetensors`. Adapters other than LoRA are folders of peft (`unet/adapter_config.json`
+and `adapter_model.safetensors`); `adapters.json` lists adapters of any kind as they were shared, each with its scale (see `tuneleak.models.adapters`).
 """
 
 import re
@@ -66,10 +67,15 @@ class ModelSet:
 
 def write(folder, rows):
     """Write the manifest of a ModelSet whose model folders exist already; `rows` are dicts with the columns of this module (defence may be left out)."""
-    table = pd.DataFrame([{"defence": "", **row} for row in rows])
-    table = table[[*COLUMNS, *(name for name in table if name not in COLUMNS)]].astype(str)
+    table = table_of(rows)
     files.write_csv(Path(folder) / "manifest.csv", table)
     return ModelSet(Path(folder), table)
+
+
+def table_of(rows):
+    """The table of a manifest, all text, from dicts with the columns of this module (defence may be left out)."""
+    table = pd.DataFrame([{"defence": "", **row} for row in rows])
+    return table[[*COLUMNS, *(name for name in table if name not in COLUMNS)]].astype(str)
 
 
 def folder_of(path, name="manifest.csv"):

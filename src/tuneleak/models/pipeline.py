@@ -1,39 +1,53 @@
-"""The pretrained base and the models tuned from it, loaded from Stable Diffusion pipeline folders without the pipeline class.
+"""The pretrained base and the models tuned from it, loaded from pipeline folders without the pipeline class.
 
-Only the classes an attack needs are imported. Every noise prediction that leaves this module is epsilon in float32, whatever the precision of
-the network and whatever it predicts.
+`Base` itself is Stable Diffusion 1.x and 2.x; `tuneleak.models.architectures` has the others. Only the classes an attack needs are imported. Every
+noise prediction that leaves this module is epsilon in float32, whatever the precision of the network and whatever it predicts.
 """
 
 import contextlib
 import copy
+import importlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
 from tuneleak import files
 from tuneleak.errors import InputError
-from tuneleak.models import attachments, samplers, schedule, weights
-from tuneleak.models.modelset import LORA_FILE, folder_of
+from tuneleak.models import adapters, attachments, parameterisation, samplers, schedule, weights
+from tuneleak.models.modelset import folder_of
 
 UNET_FILE = "diffusion_pytorch_model.safetensors"
 TEXT_ENCODER_FILE = "model.safetensors"
-_PARTS = {"unet": ("UNet2DConditionModel", UNET_FILE), "vae": ("AutoencoderKL", UNET_FILE), "text_encoder": ("CLIPTextModel", TEXT_ENCODER_FILE)}
 
 
 @dataclass
 class Base:
-    """A pretrained latent diffusion model; its networks are frozen and in evaluation mode. Made by `load_base`."""
+    """A pretrained diffusion model (this class: Stable Diffusion 1.x or 2.x); its networks are frozen and in evaluation mode. Made by `load_base`.
 
+    `unet` is the denoiser, also where it is a transformer. Class attributes: `PARTS`, what its folder must have as {part: (library, class, file)}, `OPTIONAL`,
+    what it may have, `TUNED`, the parts that a fine-tune may change, and `trains`, whether `tuneleak finetune` can train it.
+    """
+
+    PARTS: ClassVar = {
+        "unet": ("diffusers", "UNet2DConditionModel", UNET_FILE),
+        "vae": ("diffusers", "AutoencoderKL", UNET_FILE),
+        "text_encoder": ("transformers", "CLIPTextModel", TEXT_ENCODER_FILE),
+    }
+    OPTIONAL: ClassVar = {}
+    TUNED = ("unet", "text_encoder")
+    trains = True
     folder: Path
-    unet: torch.nn.Module
-    vae: torch.nn.Module
-    text_encoder: torch.nn.Module
-    tokenizer: object
+    index: dict
     scheduler_config: dict
     alphas_cumprod: torch.Tensor  # (T,) float64
     device: torch.device
-    tuned: object = None  # the Tuned whose LoRA, or part beside the networks, sits in them, if any
+    unet: torch.nn.Module
+    vae: torch.nn.Module = None
+    text_encoder: torch.nn.Module = None
+    tokenizer: object = None
+    tuned: object = None  # the Tuned whose adapter, or part beside the networks, sits in them, if any
 
     @property
     def name(self):
@@ -42,8 +56,16 @@ class Base:
 
     @property
     def prediction_type(self):
-        """What the UNet predicts: `epsilon` or `v_prediction`."""
-        return self.scheduler_config.get("prediction_type", "epsilon")
+        """What the network predicts, one of `parameterisation.KINDS`."""
+        return parameterisation.kind_of(self.scheduler_config)
+
+    def check(self):
+        """Raises `InputError` for a configuration that the classes would accept and this project cannot use."""
+        parameterisation.kind_of(self.scheduler_config)
+
+    def networks(self):
+        """The networks that a fine-tune may change: {part: module}."""
+        return {part: getattr(self, "unet" if part == "transformer" else part) for part in self.TUNED}
 
     @property
     def latent_shape(self):
@@ -57,23 +79,27 @@ class Base:
         factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
         return tuple(side * factor for side in self.latent_shape[1:])
 
-    def token_ids(self, texts):
+    def token_ids(self, texts, tokenizer=None, text_encoder=None):
         """Captions -> int64 token ids `(n, L)`, padded and cut to the text encoder's length."""
-        length = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
-        tokens = self.tokenizer(list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        tokenizer, text_encoder = tokenizer or self.tokenizer, text_encoder or self.text_encoder
+        length = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
+        tokens = tokenizer(list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         return tokens.input_ids.to(self.device)
 
     @torch.no_grad()  # not inference_mode: what is cached here may enter training
-    def encode_text(self, texts, text_encoder=None):
-        """Captions -> context `(n, L, d)` float32, with the base's text encoder unless another is given."""
-        if text_encoder is None:
+    def encode_text(self, texts, networks=None):
+        """Captions -> context `(n, L, d)` float32, with the base's text encoders unless others are given ({part: module})."""
+        if networks is None:
             with self._without_adapter():
-                return self.text_encoder(self.token_ids(texts))[0].float()
-        return text_encoder(self.token_ids(texts))[0].float()
+                return self._encode(texts, self.networks())
+        return self._encode(texts, networks)
+
+    def _encode(self, texts, networks):
+        return networks["text_encoder"](self.token_ids(texts))[0].float()
 
     @torch.no_grad()
     def encode_images(self, pixels, generator=None, batch=16):
-        """Pictures `(n, 3, H, W)` in [-1, 1] -> latents `(n, C, h, w)` float32, times the scaling factor.
+        """Pictures `(n, 3, H, W)` in [-1, 1] -> latents `(n, C, h, w)` float32, less the shift and times the scaling factor.
 
         The mean of the encoder's posterior, or a sample from it if a CPU `generator` is given.
         """
@@ -83,20 +109,32 @@ class Base:
             latent = posterior.mean.float()
             if generator is not None:
                 latent = latent + posterior.std.float() * torch.randn(latent.shape, generator=generator).to(self.device)
-            latents.append(latent * self.vae.config.scaling_factor)
+            latents.append((latent - self._shift) * self.vae.config.scaling_factor)
         return torch.cat(latents)
 
     @torch.no_grad()
     def decode(self, latents, batch=16):
         """Latents `(n, C, h, w)` -> pictures `(n, 3, H, W)` float32, in [-1, 1] but for what the decoder overshoots."""
-        parts = [self.vae.decode((part / self.vae.config.scaling_factor).to(self.device, self.vae.dtype)).sample.float() for part in latents.split(batch)]
-        return torch.cat(parts)
+        decoded = []
+        for part in latents.split(batch):
+            latent = part / self.vae.config.scaling_factor + self._shift
+            decoded.append(self.vae.decode(latent.to(self.device, self.vae.dtype)).sample.float())
+        return torch.cat(decoded)
+
+    @property
+    def _shift(self):
+        return self.vae.config.get("shift_factor") or 0.0
 
     def predict_noise(self, unet, x_t, t, context):
-        """epsilon `(n, C, h, w)` float32 of any UNet with this base's schedule; t: int or `(n,)`; context `(n, L, d)`. Keeps the caller's grad mode."""
-        t = torch.as_tensor(t, device=x_t.device).expand(len(x_t))
-        output = unet(x_t.to(unet.dtype), t, encoder_hidden_states=context.to(unet.dtype), return_dict=False)[0].float()
-        return to_epsilon(output, x_t.float(), t, self.alphas_cumprod, self.prediction_type)
+        """epsilon `(n, C, h, w)` float32 of any network with this base's schedule; t: int or `(n,)`; context `(n, L, d)`. Keeps the caller's grad mode."""
+        t, kind = torch.as_tensor(t, device=x_t.device).expand(len(x_t)), self.prediction_type
+        x, time = parameterisation.network_input(x_t, t, self.alphas_cumprod, kind)
+        output = self.call(unet, x.to(unet.dtype), time, context.to(unet.dtype)).float()
+        return parameterisation.to_epsilon(output, x_t.float(), t, self.alphas_cumprod, kind)
+
+    def call(self, network, x, t, context):
+        """The network's own answer `(n, C, h, w)` in its own coordinates: x `(n, C, h, w)` and context of its precision, t `(n,)`."""
+        return network(x, t, encoder_hidden_states=context, return_dict=False)[0]
 
     @torch.inference_mode()
     def noise_pred(self, x_t, t, context):
@@ -114,7 +152,12 @@ class Base:
         """Read `unet` or `text_encoder` from disk again, after training has changed it in place (half the memory of keeping a copy)."""
         dtype = getattr(self, part).dtype
         setattr(self, part, None)  # freed before the new one is read
-        setattr(self, part, _load_part(self.folder, part, self.device, dtype))
+        setattr(self, part, _load_part(self.folder, part, self.PARTS[part], self.device, dtype))
+
+    def check_trainable(self):
+        """Raises `InputError` for an architecture that can be attacked but not fine-tuned here."""
+        if not self.trains:
+            raise InputError(f"{self.folder} is a {type(self).__name__}, which can be attacked but not fine-tuned here; train it with its own tools")
 
     def _without_adapter(self):
         return self.tuned.enabled(False) if self.tuned else contextlib.nullcontext()
@@ -124,21 +167,19 @@ class Base:
 class Tuned:
     """A fine-tuned model beside its base. Made by `load_tuned`; usable in a `with` statement, which unloads it.
 
-    For a LoRA, `unet` (and `text_encoder` if tuned) are the base's own networks with the adapter injected, switched off except inside
-    `enabled()`; so are learned words and hypernetworks (`attached`). For fully tuned networks they are separate networks. A network that was not
-    tuned is the base's.
+    For an adapter (LoRA and its kin), the network is the base's own with the adapter injected, switched off except inside `enabled()`; so are learned words and
+    hypernetworks (`attached`). A fully tuned network is a separate one. A network that was not tuned is the base's.
     """
 
     base: Base
-    unet: torch.nn.Module
-    text_encoder: torch.nn.Module
-    lora: tuple = ()  # the networks that carry an adapter
+    networks: dict  # {part: module}, see Base.networks
+    adapted: tuple = ()  # the networks that carry an adapter
     attached: tuple = ()  # see tuneleak.models.attachments
 
     def __post_init__(self):
         from peft.tuners.tuners_utils import BaseTunerLayer
 
-        self._layers = [layer for network in self.lora for layer in network.modules() if isinstance(layer, BaseTunerLayer)]
+        self._layers = [layer for network in self.adapted for layer in network.modules() if isinstance(layer, BaseTunerLayer)]
         self._on = True
         self._switch(False)
 
@@ -148,9 +189,19 @@ class Tuned:
     def __exit__(self, *_):
         self.unload()
 
+    @property
+    def unet(self):
+        """The denoiser, also where it is a transformer."""
+        return self.networks[self.base.TUNED[0]]
+
+    @property
+    def text_encoder(self):
+        """The first text encoder."""
+        return self.networks["text_encoder"]
+
     @contextlib.contextmanager
     def enabled(self, on=True):
-        """Inside, `unet` and `text_encoder` are the tuned ones (with `on=False`: the base's); the former state returns at the end."""
+        """Inside, the networks are the tuned ones (with `on=False`: the base's); the former state returns at the end."""
         before = self._on
         self._switch(on)
         try:
@@ -175,83 +226,77 @@ class Tuned:
             return self.base.predict_noise(self.unet, x_t, t, context)
 
     def encode_text(self, texts):
-        """Captions -> context `(n, L, d)` float32 of the tuned model's text encoder."""
+        """Captions -> context `(n, L, d)` float32 of the tuned model's text encoders."""
         with self.enabled():
-            return self.base.encode_text(texts, self.text_encoder)
+            return self.base.encode_text(texts, self.networks)
 
     def unload(self):
         """Give the base its networks back. Safe to call twice."""
-        for network in self.lora:
+        for network in self.adapted:
             weights.detach_lora(network)
         for part in self.attached:
             part.remove()
-        self.lora, self._layers, self.attached = (), [], ()
+        self.adapted, self._layers, self.attached = (), [], ()
         if self.base.tuned is self:
             self.base.tuned = None
-
-
-def to_epsilon(output, x_t, t, alphas_cumprod, prediction_type):
-    """Network output -> epsilon: itself, or for v-prediction sqrt(abar) v + sqrt(1 - abar) x_t (Salimans & Ho 2022, appendix D).
-
-    output, x_t: `(n, C, h, w)` float32; t: `(n,)`; alphas_cumprod: `(T,)`.
-    """
-    if prediction_type == "epsilon":
-        return output
-    signal, noise = ((table.float().to(output.device)[t].view(-1, 1, 1, 1)) for table in (alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()))
-    return signal * output + noise * x_t
 
 
 def load_base(folder, device="cpu", dtype="float32"):
     """Load a pipeline folder (or the path of its model_index.json) as a `Base`; dtype of the networks: `float32` or `bfloat16`.
 
-    Raises `InputError` if it is not a local Stable Diffusion 1.x/2.x folder with safetensors weights.
+    Raises `InputError` if it is not a local folder of a known architecture with safetensors weights.
     """
+    from tuneleak.models import architectures
+
     folder = folder_of(folder, "model_index.json")
     if not (folder / "model_index.json").is_file():
         raise InputError(f"{folder} is not a pipeline folder: it has no model_index.json (a hub id has to be fetched first, with `tuneleak fetch`)")
     index = files.read_json(folder / "model_index.json")
-    for part, (kind, _) in _PARTS.items():
-        library = "transformers" if part == "text_encoder" else "diffusers"
-        if index.get(part) != [library, kind]:
+    kind = architectures.of_index(index)
+    for part, (library, name, _) in kind.PARTS.items():
+        if index.get(part) != [library, name]:
             found = f"{folder / 'model_index.json'}: {part} is {index.get(part)}"
-            raise InputError(f"{found}, but only [{library!r}, {kind!r}] is supported; no other class is imported")
+            raise InputError(f"{found}, but only {[library, name]} is supported; no other class is imported")
+    optional = {part: named for part, named in kind.OPTIONAL.items() if index.get(part) == [*named[:2]]}
     config = files.read_json(folder / "scheduler" / "scheduler_config.json")
-    if config.get("prediction_type", "epsilon") not in ("epsilon", "v_prediction"):
-        raise InputError(f"{folder}: prediction_type {config['prediction_type']!r} is not supported; use epsilon or v_prediction")
-    from transformers import CLIPTokenizer
-
+    parameterisation.kind_of(config)
     device, dtype = torch.device(device), torch_dtype(dtype)
-    networks = {part: _load_part(folder, part, device, dtype) for part in _PARTS}
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    return Base(folder=folder, tokenizer=tokenizer, scheduler_config=config, alphas_cumprod=schedule.alphas_cumprod(config), device=device, **networks)
+    networks = {part: _load_part(folder, part, named, device, dtype) for part, named in (kind.PARTS | optional).items()}
+    tokenizers = {part.replace("text_encoder", "tokenizer"): _load_tokenizer(folder, part) for part in networks if part.startswith("text_encoder")}
+    networks["unet"] = networks.pop("transformer", None) or networks["unet"]
+    loaded = kind(folder, index, config, schedule.alphas_cumprod(config), device, **networks, **tokenizers)
+    loaded.check()
+    return loaded
 
 
 def load_tuned(base, modelset, row):
     """Load one model of a ModelSet as `Tuned`; `row` is a row of its manifest (dict or pandas Series).
 
-    A LoRA goes into the base's own UNet, so it has to be unloaded before the next model is loaded. Raises `InputError` for anything but safetensors whose
-    tensors fit the base (`config.json` beside them is not trusted).
+    An adapter goes into the base's own networks, so it has to be unloaded before the next model is loaded. Raises `InputError` for anything but safetensors
+    whose tensors fit the base (`config.json` beside them is not trusted).
     """
     if base.tuned:
         raise RuntimeError("a LoRA sits in this base already; call unload() on it first")
-    folder = modelset.path(row)
+    folder, own = modelset.path(row), base.networks()
+    found = adapters.read_folder(folder, own)
+    whole = [part for part in own if (folder / part).is_dir() and not any(part in stacked.adapters for stacked in found)]
     beside = any((folder / name).is_file() for name in (attachments.EMBEDS_FILE, attachments.HYPERNETWORK_FILE))
-    own, networks, loras = {"unet": base.unet, "text_encoder": base.text_encoder}, {}, {}
-    if (folder / LORA_FILE).is_file():
-        loras = weights.read_lora(files.inside(folder, LORA_FILE), own)
-    elif not beside and not any((folder / part).is_dir() for part in own):
-        weights.safetensors_file(folder, LORA_FILE)  # says what is wrong with the folder
-    for part, prefix in (("unet", ""), ("text_encoder", "text_model.")):
-        networks[part] = own[part]
-        if (folder / part).is_dir() and not loras:
-            path = weights.safetensors_file(files.inside(folder, part), _PARTS[part][1])
-            networks[part] = copy.deepcopy(networks[part])
-            weights.load_network(networks[part], path, prefix)
-    attached = attachments.load(folder, networks["unet"], networks["text_encoder"], base.tokenizer)
-    for part, lora in loras.items():
-        weights.attach_lora(networks[part], lora)
-    tuned = Tuned(base, **networks, lora=tuple(networks[part] for part in loras), attached=attached)
-    if loras or attached:
+    if not found and not whole and not beside:
+        weights.safetensors_file(folder, adapters.LORA_FILE)  # says what is wrong with the folder
+    networks = dict(own)
+    for part in whole:
+        path = weights.safetensors_file(files.inside(folder, part), (base.PARTS | base.OPTIONAL)[part][2])
+        networks[part] = copy.deepcopy(networks[part])
+        weights.load_network(networks[part], path, "text_model." if part.startswith("text_encoder") else "")
+    attached = attachments.load(folder, networks[base.TUNED[0]], networks.get("text_encoder"), base.tokenizer)
+    try:
+        adapted = adapters.attach(networks, found)
+    except InputError:
+        for part in attached:
+            part.remove()
+        raise
+    tuned = Tuned(base, networks, adapted, attached)
+    if adapted or attached:
         base.tuned = tuned
     return tuned
 
@@ -264,19 +309,23 @@ def torch_dtype(name):
     return known.get(name, name)
 
 
-def _load_part(folder, part, device, dtype):
-    path = weights.safetensors_file(folder / part, _PARTS[part][1])
+def _load_part(folder, part, named, device, dtype):
+    library, name, file = named
+    path = weights.safetensors_file(folder / part, file)
     variant = "fp16" if path.name.endswith(".fp16.safetensors") else None
-    if part == "text_encoder":
-        from transformers import CLIPTextModel
+    kind, how = getattr(importlib.import_module(library), name), {"variant": variant, "use_safetensors": True, "local_files_only": True}
+    if library == "transformers":
         from transformers.utils import logging
 
         logging.disable_progress_bar()  # its bar ignores whether anybody is watching
-        network = CLIPTextModel.from_pretrained(folder / part, dtype=dtype, variant=variant, use_safetensors=True, local_files_only=True)
+        network = kind.from_pretrained(folder / part, dtype=dtype, **how)
     else:
-        from diffusers import AutoencoderKL, UNet2DConditionModel
-
-        network = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}[part].from_pretrained(
-            folder / part, torch_dtype=dtype, variant=variant, use_safetensors=True, local_files_only=True
-        )
+        network = kind.from_pretrained(folder / part, torch_dtype=dtype, **how)
     return network.to(device).eval().requires_grad_(False)
+
+
+def _load_tokenizer(folder, part):
+    import transformers
+
+    kind = transformers.T5TokenizerFast if part == "text_encoder_3" else transformers.CLIPTokenizer
+    return kind.from_pretrained(folder / part.replace("text_encoder", "tokenizer"), local_files_only=True)

@@ -7,16 +7,19 @@ alpha-bar is `final_alpha_cumprod`. It is a list of pairs because the public Fin
 import torch
 
 from tuneleak.errors import InputError
+from tuneleak.models.parameterisation import FLOW_SCHEDULER
 
 
 def alphas_cumprod(scheduler_config):
     """alpha-bar of every training timestep as a float64 tensor `(T,)`, from a diffusers `scheduler_config.json` read as a dict.
 
     Computed in double precision: the cumulated product of a thousand float32 factors is off by up to 1e-5. Schedules `linear`,
-    `scaled_linear` (Stable Diffusion) and explicit `trained_betas` are known; any other, and zero terminal SNR (where a noise prediction
-    says nothing about the picture), is an `InputError`.
+    `scaled_linear` (Stable Diffusion), `squaredcos_cap_v2` and explicit `trained_betas` are known, and flow matching with a fixed shift; any other, and
+    zero terminal SNR (where a noise prediction says nothing about the picture), is an `InputError`.
     """
     timesteps = int(scheduler_config.get("num_train_timesteps", 1000))
+    if scheduler_config.get("_class_name") == FLOW_SCHEDULER:
+        return _of_flow(scheduler_config, timesteps)
     name = scheduler_config.get("beta_schedule", "linear")
     start, end = scheduler_config.get("beta_start", 0.0001), scheduler_config.get("beta_end", 0.02)
     if scheduler_config.get("rescale_betas_zero_snr"):
@@ -27,14 +30,32 @@ def alphas_cumprod(scheduler_config):
         betas = torch.linspace(start, end, timesteps, dtype=torch.float64)
     elif name == "scaled_linear":
         betas = torch.linspace(start**0.5, end**0.5, timesteps, dtype=torch.float64) ** 2
+    elif name == "squaredcos_cap_v2":  # Nichol and Dhariwal 2021, equation 17
+        bars = torch.cos((torch.arange(timesteps + 1, dtype=torch.float64) / timesteps + 0.008) / 1.008 * torch.pi / 2) ** 2
+        betas = (1 - bars[1:] / bars[:-1]).clamp(max=0.999)
     else:
-        raise InputError(f"scheduler_config.json: beta_schedule {name!r} is not supported; use linear, scaled_linear or trained_betas")
+        known = "linear, scaled_linear, squaredcos_cap_v2 or trained_betas"
+        raise InputError(f"scheduler_config.json: beta_schedule {name!r} is not supported; use {known}")
     return torch.cumprod(1.0 - betas, dim=0)
 
 
+def _of_flow(scheduler_config, timesteps):
+    """alpha-bar of the straight path's noise levels sigma = shift u / (1 + (shift - 1) u), u = 1 / T, ..., 1 (Esser et al. 2024, equation 23).
+
+    (1 - sigma) : sigma is the ratio of signal to noise, so alpha-bar = (1 - sigma)^2 / ((1 - sigma)^2 + sigma^2). The last one is 0.
+    """
+    for key in ("use_dynamic_shifting", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "invert_sigmas", "shift_terminal"):
+        if scheduler_config.get(key):
+            raise InputError(f"scheduler_config.json sets {key}; only flow matching with a fixed shift is supported")
+    u, shift = torch.arange(1, timesteps + 1, dtype=torch.float64) / timesteps, float(scheduler_config.get("shift", 1.0))
+    sigma = shift * u / (1 + (shift - 1) * u)
+    return (1 - sigma) ** 2 / ((1 - sigma) ** 2 + sigma**2)
+
+
 def final_alpha_cumprod(scheduler_config, alphas_cumprod):
-    """alpha-bar at the end of a walk: 1 if the scheduler sets `set_alpha_to_one`, else that of timestep 0 (Stable Diffusion)."""
-    return 1.0 if scheduler_config.get("set_alpha_to_one", False) else float(alphas_cumprod[0])
+    """alpha-bar at the end of a walk: 1 if the scheduler sets `set_alpha_to_one` or always ends there, else that of timestep 0 (Stable Diffusion)."""
+    ends_at_one = scheduler_config.get("_class_name") in ("DDPMScheduler", FLOW_SCHEDULER)
+    return 1.0 if scheduler_config.get("set_alpha_to_one", ends_at_one) else float(alphas_cumprod[0])
 
 
 def ddim_timesteps(T, steps, steps_offset=1):

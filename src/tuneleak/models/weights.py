@@ -45,7 +45,7 @@ def read_tensors(path, shapes, ignore=()):
     Shapes are compared in the header, before any data is read. Raises `InputError` for a broken file, a missing, extra or misshapen
     tensor, and values that are not finite.
     """
-    with _opened(path) as handle:
+    with opened(path) as handle:
         names = set(handle.keys()) - set(ignore)
         for name in sorted(names ^ set(shapes)):
             wrong = "is unknown to the base model" if name in names else "is missing"
@@ -54,7 +54,7 @@ def read_tensors(path, shapes, ignore=()):
             found = tuple(handle.get_slice(name).get_shape())
             if found != tuple(shape):
                 raise InputError(f"{path}: tensor {name!r} has shape {found}, but the base model needs {tuple(shape)}")
-        return {name: _finite(path, name, handle.get_tensor(name)) for name in shapes}
+        return {name: finite(path, name, handle.get_tensor(name)) for name in shapes}
 
 
 def load_network(network, path, prefix=""):
@@ -64,7 +64,7 @@ def load_network(network, path, prefix=""):
     """
     state = network.state_dict()
     own = {name.removeprefix(prefix): name for name in state}
-    with _opened(path) as handle:
+    with opened(path) as handle:
         theirs = {name.removeprefix(prefix): name for name in handle.keys()}  # noqa: SIM118 (safe_open is no mapping)
     shapes = {theirs.get(name, name): tuple(state[own[name]].shape) for name in own}
     tensors = read_tensors(path, shapes, ignore=(f"{prefix}embeddings.position_ids", "embeddings.position_ids"))
@@ -115,8 +115,8 @@ def read_lora(path, networks):
     as diffusers does). Raises `InputError` for names that are no LoRA of these networks, wrong or unequal ranks and shapes, a file larger
     than these networks' attention could need, other adapter kinds (DoRA, rank-stabilised), or values that are not finite.
     """
-    with _opened(path) as handle:
-        settings = _settings(path, handle.metadata())
+    with opened(path) as handle:
+        settings = _plain_settings(path)
         layers = {part: dict(network.named_modules()) for part, network in networks.items()}
         pairs = {}
         for name in handle.keys():  # noqa: SIM118 (safe_open is no mapping)
@@ -131,7 +131,7 @@ def read_lora(path, networks):
             matrices, rank = {}, None
             for module, names in modules.items():
                 rank = _check_pair(path, layers[part].get(module), f"{part}.{module}", names, handle, rank)
-                matrices[module] = tuple(_finite(path, names[key], handle.get_tensor(names[key])).float() for key in "AB")
+                matrices[module] = tuple(finite(path, names[key], handle.get_tensor(names[key])).float() for key in "AB")
             alpha = settings.get(f"{part}.lora_alpha", rank)
             if settings.get(f"{part}.r", rank) != rank or isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < 1e6:
                 raise InputError(f"{path}: the header's rank or alpha for {part} is not usable with tensors of rank {rank}")
@@ -139,19 +139,6 @@ def read_lora(path, networks):
     if not loras:
         raise InputError(f"{path} holds no LoRA")
     return loras
-
-
-def attach_lora(network, lora):
-    """Inject `lora` into `network` with peft as adapter `default`, in float32 and without gradients; the base weights stay as they are."""
-    from peft import LoraConfig, set_peft_model_state_dict
-
-    network.add_adapter(LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.matrices), init_lora_weights=False))
-    tensors = {f"{module}.lora_{key}.weight": matrix for module, pair in lora.matrices.items() for key, matrix in zip("AB", pair, strict=True)}
-    set_peft_model_state_dict(network, tensors)
-    for name, parameter in network.named_parameters():
-        if ".lora_" in name:
-            parameter.data = parameter.data.float()
-    network.requires_grad_(False)
 
 
 def detach_lora(network):
@@ -164,7 +151,8 @@ def detach_lora(network):
     network._hf_peft_config_loaded = False  # the flag by which diffusers and transformers both know that an adapter was added
 
 
-def _opened(path):
+def opened(path):
+    """A safetensors file opened for reading its header and tensors; an `InputError` if it is none."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -173,19 +161,32 @@ def _opened(path):
         raise InputError(f"{path} is not a readable safetensors file ({error})") from None
 
 
-def _finite(path, name, tensor):
+def finite(path, name, tensor):
+    """`tensor`, or an `InputError` if it is not made of finite floating-point numbers."""
     if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
         raise InputError(f"{path}: tensor {name!r} is not made of finite floating-point numbers")
     return tensor
 
 
-def _settings(path, metadata):
+def header(path):
+    """The free text that a safetensors file carries beside its tensors, {name: text}."""
+    with opened(path) as handle:
+        return dict(handle.metadata() or {})
+
+
+def header_settings(path):
+    """The adapter's settings that diffusers puts into a file's header: {"unet.lora_alpha": 8, ...}, empty without any."""
     try:
-        settings = json.loads((metadata or {}).get("lora_adapter_metadata", "{}"))
+        settings = json.loads(header(path).get("lora_adapter_metadata", "{}"))
     except ValueError:
         settings = None
     if not isinstance(settings, dict):
         raise InputError(f"{path}: the header's lora_adapter_metadata is not a JSON object")
+    return settings
+
+
+def _plain_settings(path):
+    settings = header_settings(path)
     for key in settings:
         if key.split(".")[-1] in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern") and settings[key]:
             raise InputError(f"{path}: the adapter sets {key}, which is not a plain LoRA of one rank")

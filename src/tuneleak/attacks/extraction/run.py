@@ -21,6 +21,8 @@ from tuneleak.attacks.extraction.shard import Shard, save
 from tuneleak.data.imageset import ImageSet
 from tuneleak.errors import InputError
 from tuneleak.models.embedders import load_embedder
+from tuneleak.models import modelset as modelsets
+from tuneleak.models import shared
 from tuneleak.models.modelset import ModelSet, image_ids
 from tuneleak.models.pipeline import load_base
 
@@ -34,16 +36,46 @@ class Instruments:
     factors: Any = None
 
 
-def extract(models, images, base, copy_cluster, copy_score, out, options, factors=None, device="auto", dtype="float32"):
+def extract(
+    models, copy_cluster, out, options, images=None, base=None, copy_score=None, factors=None, caption=None, n_images=0, concept="", scales=(), device="auto",
+    dtype="float32",
+):  # fmt: skip
     """Run one attack, in all its guidance settings, on every model of a ModelSet; the module's text says what it writes into `out`.
 
-    models: ModelSet folder. images: ImageSet with the training and held-out pictures. base: pipeline folder of the pretrained model.
-    copy_cluster, copy_score, factors: embedder folders. options: `ExtractionOptions`. dtype: of the networks; guidance is float32.
-    An interrupted run continues after its last finished model. Raises `InputError` for inputs that do not fit together.
+    models: ModelSet folder, or shared files and folders (list), which `tuneleak.models.shared` first makes a ModelSet of in `<out>/models`; caption, n_images,
+    concept, scales: see there. images: ImageSet with the training and held-out pictures; None: nothing to match with, see `unmatched.py` for what is
+    written then. base: pipeline folder of the pretrained model. copy_cluster, copy_score, factors: embedder folders. options: `ExtractionOptions`. dtype:
+    of the networks; guidance is float32. An interrupted run on a ModelSet continues after its last finished model. Raises `InputError` for inputs that do
+    not fit together.
     """
-    out = Path(out)
+    out, models = Path(out), [Path(path) for path in ([models] if isinstance(models, str | Path) else models)]
+    if len(models) > 1 or not (modelsets.folder_of(models[0]) / "manifest.csv").is_file():
+        base = shared.find_base(base, shared.facts(models[0]))
+        shared.import_models(models, out / "models", base, caption, n_images, images, concept, scales)
+        models = [out / "models"]
+    if base is None:
+        raise InputError("a model set needs the pipeline folder of its base: give it with --base")
+    if images is None:
+        _unmatched(models[0], base, copy_cluster, out, options, runtime.pick_device(device), dtype)
+        return
+    if copy_score is None:
+        raise InputError("matching with training pictures needs an embedder for the scores: give it with --copy-score")
+    _matched(models[0], images, base, (copy_cluster, copy_score, factors), out, options, runtime.pick_device(device), dtype)
+
+
+def _unmatched(models, base, copy_cluster, out, options, device, dtype):
+    from tuneleak.attacks.extraction.unmatched import attack_unmatched
+
+    with runtime.output_lock(out / "clusters.csv"):
+        modelset, attack = ModelSet.load(models), importlib.import_module(f"tuneleak.attacks.extraction.{options.attack.replace('-', '_')}")
+        attack_unmatched(load_base(base, device, dtype), modelset, load_embedder(copy_cluster, device), attack, _settings(attack, options), out, options)
+        files.write_meta(out / "clusters.csv", options, models=str(modelset.folder), base=str(base))
+
+
+def _matched(models, images, base, instruments, out, options, device, dtype):
+    copy_cluster, copy_score, factors = instruments
     with runtime.output_lock(out / "matches.csv"):
-        modelset, pictures, device = ModelSet.load(models), ImageSet.load(images), runtime.pick_device(device)
+        modelset, pictures = ModelSet.load(models), ImageSet.load(images)
         instruments = Instruments(*(load_embedder(folder, device) if folder else None for folder in (copy_cluster, copy_score, factors)))
         loaded = load_base(base, device, dtype)
         inputs = [modelset.folder / "manifest.csv", pictures.folder / "manifest.csv", loaded.folder, copy_cluster, copy_score, factors]
