@@ -16,6 +16,7 @@ include: "workflow/rules/common.smk"
 include: "workflow/rules/common_weights.smk"
 include: "workflow/rules/common_privacy.smk"
 include: "workflow/rules/common_shake.smk"
+include: "workflow/rules/common_ablations.smk"
 
 
 wildcard_constraints:
@@ -41,6 +42,7 @@ include: "workflow/rules/data.smk"
 include: "workflow/rules/bases.smk"
 include: "workflow/rules/finetune.smk"
 include: "workflow/rules/extraction.smk"
+include: "workflow/rules/ablations.smk"
 include: "workflow/rules/weights.smk"
 include: "workflow/rules/privacy.smk"
 include: "workflow/rules/shake.smk"

@@ -14,7 +14,7 @@ def budget(configuration="config.yaml", overlay=None):
     study = load(configuration, overlay)
     total = 0
     print(f"preset {study.preset}: UNet calls on one sample (a training step counts as {TRAINING_CALLS} calls per sample)")
-    for row in [*rows(study), *shake_rows(study), *weights_rows(study)]:
+    for row in [*rows(study), *ablation_rows(study), *shake_rows(study), *weights_rows(study)]:
         total += row["training"] + row["sampling"]
         print(f"  {row['world']:12s} {row['method']:28s} {row['models']:4d} models  training {row['training']:12,d}  sampling {row['sampling']:12,d}")
     print(f"  total {total:,d}")
@@ -53,6 +53,32 @@ def rows(study):
         sampling = options.images_per_concept * (models["test"] * tested + models["tune"] * tuned)
         yield {"world": recipe.world, "method": options.method, "models": sum(models.values()), "training": training, "sampling": sampling}
     yield from private_rows(study.dp_ldm)
+
+
+def ablation_rows(study):
+    """One dict per method of the ablations and defences: training of all variants, and the calls of sweeps and of their utility."""
+    ablations, knobs = study.finextract.ablations, study.finextract
+    for method in ablations.methods:
+        recipe = next(item.options for item in study.finetune if (item.world, item.options.method) == (ablations.world, method))
+        frozen = config.one(knobs.guidance, world=ablations.world, method=method, attack=ablations.sweep.attack).guidance
+        sweep, use, total = ablations.sweep_of(method, frozen), ablations.utility, {"models": 0, "training": 0, "sampling": 0}
+        for split in ("tune", "test"):
+            concepts, trained = getattr(ablations, f"{split}_concepts"), set()
+            plan = ablations.training(method, recipe, split)
+            for variant in plan.variants:
+                options = plan.recipe.model_copy(update=variant.change)
+                models, key = concepts * len(options.seeds), options.model_dump_json()
+                step = options.batch * (2 if options.method == "dreambooth-prior" else 1) * (1.7 if options.adversarial_radius else 1)
+                total["models"] += models
+                total["training"] += 0 if key in trained else int(TRAINING_CALLS * models * options.steps_per_image * options.images_per_concept * step)
+                trained.add(key)
+                settings = 1 if variant.name in sweep.only_first else len(sweep.guidance)
+                steps = sweep.steps * settings + (sum(sweep.other_steps) if variant.name == "reference" else 0)
+                total["sampling"] += models * options.images_per_concept * _calls(sweep.generations_per_image, steps, sweep.attack)
+                if split == "test":
+                    pictures = study.population.private_heldout + options.images_per_concept
+                    total["sampling"] += models * (2 * use.steps * (use.generations + use.obedience) + use.noise_levels * pictures)
+        yield {"world": ablations.world, "method": f"{method}, variants", **total}
 
 
 def private_rows(study):

@@ -2,6 +2,7 @@
 
 from tuneleak.command import Argument, Verb, build_parser, run
 from tuneleak.options import (
+    AblationEvaluateOptions,
     AuditOptions,
     AutoencoderOptions,
     BaseOptions,
@@ -19,9 +20,11 @@ from tuneleak.options import (
     SampleOptions,
     ShakeEvaluateOptions,
     SizeOptions,
+    SweepOptions,
     SynthesizeOptions,
     TransformOptions,
     UtilityOptions,
+    VariantsOptions,
     WeightsRunOptions,
     WeightsTrainOptions,
 )
@@ -138,6 +141,48 @@ VERBS = [
         "tuneleak.finetune.loop:finetune",
         [BASE, IMAGES, WORLD, Argument("--split", "tune or test", kind=str), START, STOP, OUT, DEVICE, DTYPE],
         FinetuneOptions,
+    ),
+    Verb(
+        "finetune-variants",
+        "Fine-tune one recipe in many variants: ablations and defences.",
+        "tuneleak.finetune.variants:finetune_variants",
+        [BASE, IMAGES, WORLD, Argument("--split", "tune or test", kind=str), START, STOP, OUT, DEVICE, DTYPE],
+        VariantsOptions,
+    ),
+    Verb(
+        "attack sweep",
+        "Run one attack with many settings on each model: the ablations.",
+        "tuneleak.attacks.extraction.sweep:sweep",
+        [
+            MODELS,
+            IMAGES,
+            BASE,
+            Argument("--copy-cluster", "copy embedder of the clustering"),
+            Argument("--copy-score", "copy embedder of the scores"),
+            OUT,
+            DEVICE,
+            DTYPE,
+        ],
+        SweepOptions,
+    ),
+    Verb(
+        "evaluate ablations",
+        "Turn sweeps into metrics with intervals: ablations, defences, and the choice of w' without training data.",
+        "tuneleak.metrics.ablations:evaluate",
+        [
+            MATCHES,
+            Argument("--tuning", "matches.csv of `attack sweep` on tune concepts", many=True, required=False),
+            Argument("--utility", "utility.csv files of the variants' models", many=True, required=False),
+            OUT_FILE,
+        ],
+        AblationEvaluateOptions,
+    ),
+    Verb(
+        "figures ablations",
+        "Draw the figures of FineXtract's ablations and defences.",
+        "tuneleak.report.figures_ablations:figures",
+        [METRICS, OUT],
+        VariantsOptions,
     ),
     Verb(
         "import-models",
@@ -293,7 +338,16 @@ VERBS = [
         "utility",
         "Judge fine-tuned models by use: likeness to held-outs under the true caption, and denoising loss.",
         "tuneleak.finetune.utility:utility",
-        [MODELS, IMAGES, BASE, Argument("--embedder", "folder of the embedder that measures likeness"), OUT_FILE, DEVICE, DTYPE],
+        [
+            MODELS,
+            IMAGES,
+            BASE,
+            Argument("--embedder", "folder of the embedder that measures likeness"),
+            Argument("--factors", "reader of true factors, for caption accuracy", required=False),
+            OUT_FILE,
+            DEVICE,
+            DTYPE,
+        ],
         UtilityOptions,
     ),
     Verb(

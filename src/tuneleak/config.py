@@ -8,6 +8,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from tuneleak.errors import InputError
 from tuneleak.options import (
+    AblationEvaluateOptions,
     Attack,
     AuditOptions,
     AutoencoderOptions,
@@ -31,8 +32,12 @@ from tuneleak.options import (
     SampleOptions,
     ShakeEvaluateOptions,
     SizeOptions,
+    SweepOptions,
     SynthesizeOptions,
     TransformOptions,
+    UtilityOptions,
+    Variant,
+    VariantsOptions,
     WeightsRunOptions,
     WeightsTrainOptions,
 )
@@ -135,6 +140,58 @@ class GuidanceGrid(Options):
     guidance: list[Guidance] = Field(description="the points of the grid")
 
 
+class Ablations(Options):
+    """Ablations and defences of the FineXtract study, in one of its worlds."""
+
+    world: str = Field(description="name of the world")
+    methods: list[str] = Field(description="fine-tuning methods whose recipes are varied (none: not run)")
+    tune_concepts: Positive = Field(description="tune concepts on which a weight and a rule for it are chosen")
+    test_concepts: Positive = Field(description="test concepts that numbers are reported on")
+    shard_concepts: Positive = Field(description="concepts per job")
+    variants: list[Variant] = Field(description="what is varied; `reference` must be among them")
+    sweep: SweepOptions = Field(description="the attack; its guidance is the grid of weights, before which the frozen one of the study is put")
+    utility: UtilityOptions = Field(description="how the use of each variant is measured")
+
+    def variants_of(self, method, split):
+        """The variants of a method; on tune concepts the reference alone, and any other training length."""
+        return [item for item in self.variants if method in (item.methods or [method]) and (split == "test" or item.name == "reference")]
+
+    def sweep_of(self, method, frozen):
+        """The sweep of a method: the frozen guidance first; only the reference and other training lengths get the whole grid."""
+        guidance = [frozen, *(point for point in self.sweep.guidance if point != frozen)]
+        only_first = [item.name for item in self.variants if item.name != "reference" and item.axis != "steps"]
+        return self.sweep.model_copy(update={"guidance": guidance, "only_first": only_first})
+
+    def training(self, method, recipe, split):
+        """The options of `finetune-variants`: one model per concept, of the recipe's first seed."""
+        return VariantsOptions(recipe=recipe.model_copy(update={"seeds": recipe.seeds[:1]}), variants=self.variants_of(method, split))
+
+    def steps(self, reference):
+        """{variant: steps per picture} of the axis `steps`; `reference`: those of the reference."""
+        return {"reference": float(reference)} | {item.name: item.value for item in self.variants if item.axis == "steps"}
+
+    def evaluate(self, options, recipes):
+        """The options of `evaluate ablations`; recipes: of its methods."""
+        steps = {name: value for recipe in recipes for name, value in self.steps(recipe.steps_per_image).items()}
+        return AblationEvaluateOptions(**options.model_dump(), steps=steps)
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        names = [item.name for item in self.variants]
+        if "reference" not in names:
+            raise ValueError("variants: `reference` is missing; every other variant is compared with it")
+        for item in self.variants:
+            if names.count(item.name) > 1:
+                raise ValueError(f"variants: the name {item.name!r} occurs twice")
+            unknown = sorted(set(item.change) - set(FinetuneOptions.model_fields))
+            if unknown:
+                raise ValueError(f"variants: {item.name!r} changes {unknown[0]!r}, which is no knob of fine-tuning")
+            FinetuneOptions(**item.change)
+            if item.name == "reference" and (item.change or item.transform.kind != "none"):
+                raise ValueError("variants: `reference` must not change anything")
+        return self
+
+
 class Finextract(Options):
     """The FineXtract study."""
 
@@ -150,6 +207,7 @@ class Finextract(Options):
     guidance: list[FrozenGuidance] = Field(description="frozen guidance values")
     grid: list[GuidanceGrid] = Field(description="grid tried on tune concepts")
     evaluate: EvaluateOptions = Field(description="metrics and intervals")
+    ablations: Ablations = Field(description="ablations and defences")
 
 
 class DpWorld(Options):
@@ -453,6 +511,14 @@ class Config(Options):
             for attack in sorted(needed):
                 if (recipe.world, recipe.options.method, attack) not in frozen:
                     raise ValueError(f"finextract.guidance has no entry for world {recipe.world!r}, method {recipe.options.method!r}, attack {attack!r}")
+        ablations = self.finextract.ablations
+        for method in ablations.methods:
+            if (ablations.world, method) not in recipes:
+                raise ValueError(f"finextract.ablations: there is no recipe for method {method!r} in world {ablations.world!r}")
+        if ablations.methods:
+            world = next(world for world in self.worlds if world.name == ablations.world)
+            if ablations.tune_concepts > world.tune_concepts or ablations.test_concepts > world.test_concepts:
+                raise ValueError(f"finextract.ablations: world {world.name!r} has {world.tune_concepts} tune and {world.test_concepts} test concepts")
         sizes = {item.attack: len(item.guidance) for item in self.finextract.grid}
         if len(set(sizes.values())) > 1:
             raise ValueError(f"finextract.grid: attacks are tuned with unequal budgets {sizes}; give each as many points")

@@ -152,8 +152,21 @@ class FinetuneOptions(Options):
     class_prompt: str = Field("", description="prompt of the class pictures (dreambooth-prior)")
     prior_steps: Positive = Field(50, description="sampler steps of the class pictures (dreambooth-prior)")
     prior_guidance_scale: float = Field(7.5, ge=0, description="classifier-free guidance of the class pictures (dreambooth-prior)")
+    augment: Literal["none", "cutout", "randaugment", "blur", "crop", "flip"] = Field("none", description="how the training pictures are changed")
+    augment_strength: Fraction = Field(
+        0.5, description="cutout: side of the square; randaugment: of the largest magnitude; blur: of a sixteenth of the side; crop: largest cut; flip: share"
+    )
+    augment_views: Positive = Field(16, description="changed versions of each training picture, drawn once and shown in turn")
+    near_duplicates: Count = Field(0, description="near-duplicates of each training picture that are trained on beside it")
+    caption_randomisation: Fraction = Field(0.0, description="share of steps under a caption with random words")
+    adversarial_radius: float = Field(0.0, ge=0, description="by how much latents are moved against the model before each step (one signed-gradient step)")
     gradient_checkpointing: bool = Field(False, description="trade time for memory (large models)")
     checkpoint_every: Positive = Field(100, description="steps between checkpoints")
+
+    @property
+    def changes_data(self):
+        """Whether anything but the pictures and captions themselves is trained on."""
+        return self.augment != "none" or bool(self.near_duplicates or self.caption_randomisation or self.adversarial_radius)
 
 
 class CollectOptions(Options):
@@ -181,6 +194,24 @@ class TransformOptions(Options):
         """What tables and folders call it: the kind, and the strength unless that is 0; "none" for no change."""
         kind = self.kind.replace("_", "-")
         return f"{kind}-{self.strength:g}" if self.strength else kind
+
+
+class Variant(Options):
+    """One way to fine-tune or to publish: an ablation, or a defence."""
+
+    name: str = Field(pattern="^[a-z0-9][a-z0-9.-]*$", description="name in the tables (column defence); `reference` changes nothing")
+    methods: list[str] = Field([], description="fine-tuning methods it is run with (empty: all)")
+    axis: str = Field("", description="what is varied, for the figure: steps, pictures, rank, ...; empty: a defence")
+    value: float = Field(0.0, description="where it lies on that axis")
+    change: dict[str, int | float | str | list[str]] = Field({}, description="knobs of the recipe that are changed")
+    transform: TransformOptions = Field(TransformOptions(), description="change made to the finished LoRA")
+
+
+class VariantsOptions(Options):
+    """A recipe and the variants it is fine-tuned in."""
+
+    recipe: FinetuneOptions = Field(FinetuneOptions(), description="the recipe that variants change")
+    variants: list[Variant] = Field([Variant(name="reference")], min_length=1, description="the variants")
 
 
 class WeightsTrainOptions(Options):
@@ -265,6 +296,24 @@ class ExtractionOptions(Options):
     seed: int = Field(0, description="seed of the starting noise")
 
 
+class SweepOptions(Options):
+    """One attack with many settings on each model: guidance, generations, sampler steps and clustering thresholds."""
+
+    attack: Attack = Field("finextract", description="how the noise prediction is guided")
+    guidance: list[Guidance] = Field([Guidance()], min_length=1, description="guidance settings tried on every model")
+    only_first: list[str] = Field([], description="variants that get the first guidance setting only")
+    generations_per_image: Positive = Field(10, description="generations N as a multiple of the training pictures N0")
+    fewer_generations: list[Positive] = Field([], description="further values of it, by leaving generations out (reference variant, first guidance)")
+    steps: Positive = Field(20, description="sampler steps")
+    other_steps: list[Positive] = Field([], description="further numbers of sampler steps (reference variant, first guidance)")
+    thresholds: list[Fraction] = Field([], description="further clustering thresholds (reference variant, first guidance)")
+    sampler: Literal["ddim", "finextract-compat"] = Field("ddim", description="deterministic DDIM, or the public code's time list")
+    batch: Positive = Field(50, description="generations in one batch")
+    cluster: ClusterOptions = Field(ClusterOptions(), description="clustering of the generations")
+    control_draws: Positive = Field(20, description="random draws behind each size-matched control")
+    seed: int = Field(0, description="seed of the starting noise")
+
+
 class EvaluateOptions(Options):
     """How scores become a table of metrics."""
 
@@ -273,6 +322,12 @@ class EvaluateOptions(Options):
     bootstrap: Positive = Field(2000, description="bootstrap replicates of an interval")
     confidence: Fraction = Field(0.95, description="coverage of an interval")
     seed: int = Field(0, description="seed of the bootstrap")
+
+
+class AblationEvaluateOptions(EvaluateOptions):
+    """How sweeps over variants become a table of metrics."""
+
+    steps: dict[str, float] = Field({}, description="variants whose training differs in length: name -> steps per picture")
 
 
 class ImportOptions(Options):
@@ -294,6 +349,7 @@ class UtilityOptions(Options):
     guidance_scale: float = Field(3.0, ge=0, description="classifier-free guidance of those pictures")
     steps: Positive = Field(20, description="sampler steps")
     noise_levels: Positive = Field(10, description="timesteps, evenly spaced, at which the denoising loss of a picture is taken")
+    obedience: Count = Field(0, description="pictures drawn per model under full descriptions, to see whether it still obeys captions (needs --factors)")
     seed: int = Field(0, description="seed of starting noise and of the noise added to pictures")
 
 

@@ -67,14 +67,14 @@ def test_peft_reads_what_is_written(base, inputs, tiny_base, tmp_path, method):
         torch.testing.assert_close(theirs(inputs[0], inputs[1], inputs[2]).sample, said, rtol=1e-4, atol=1e-5)
 
 
-def kohya(base, folder, path, dora=False, **header):
+def kohya(base, folder, path, **header):
     """A LoRA folder's tensors under the names of kohya's trainers, alpha and all."""
     tensors = load_file(folder / modelset.LORA_FILE)
     found = {}
     for name, value in tensors.items():
         part, _, rest = name.partition(".")
-        module, side = rest.rsplit(".lora", 1)[0].removesuffix(".lora_linear_layer"), "down" if "down" in rest else "up"
-        flat = ("lora_unet_" if part == "unet" else "lora_te_") + module.removesuffix(".lora_linear_layer").replace(".", "_")
+        module, side = rest.rsplit(".lora", 1)[0], "down" if ".down." in rest else "up"
+        flat = ("lora_unet_" if part == "unet" else "lora_te_") + module.replace(".", "_")
         found[f"{flat}.lora_{side}.weight"] = value
         found[f"{flat}.alpha"] = torch.tensor(6.0)
     save_file(found, path, {key: str(value) for key, value in header.items()})

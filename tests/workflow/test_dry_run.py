@@ -38,7 +38,7 @@ def test_attacks_per_shard(clone):
     config = yaml.safe_load((clone.folder / "config.yaml").read_text())
     overlay = clone.overlay(yaml.safe_dump({"finextract": {"shard_concepts": 3}}))
     done = clone.snakemake("--dry-run", "--configfile", overlay)
-    outputs = set(re.findall(r"output: (\S+)/matches\.csv", done.stdout))
+    outputs = {output for output in re.findall(r"output: (\S+)/matches\.csv", done.stdout) if "/extraction/" in output}
     expected = {
         f"results/embedded/extraction/{recipe['world']}/{recipe['options']['method']}/{split}{shard}/{attack}"
         for recipe in config["finetune"]
@@ -52,7 +52,7 @@ def test_attacks_per_shard(clone):
 def test_shards_cover_the_concepts_once(clone):
     overlay = clone.overlay(yaml.safe_dump({"finextract": {"shard_concepts": 3}}))
     done = clone.snakemake("--dry-run", "--printshellcmds", "--configfile", overlay)
-    slices = sorted(re.findall(r"--world identities --split test --start (\d+) --stop (\d+) --out \S+/lora/", done.stdout))
+    slices = sorted(re.findall(r"tuneleak finetune --base .* --world identities --split test --start (\d+) --stop (\d+) --out \S+/lora/", done.stdout))
     assert slices == [("0", "3"), ("3", "4")]
 
 

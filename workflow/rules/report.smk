@@ -186,7 +186,7 @@ rule typeset_paper:
         metrics="<results>/metrics.csv",
         claims="<results>/claims.csv",
         tables=rules.write_tables.output + rules.draw_dp_ldm.output.tables,
-        figures=rules.draw_finextract.output.pdf + rules.draw_lora_weights.output.pdf + rules.draw_dp_ldm.output.pdf + shake_figures(),
+        figures=rules.draw_finextract.output.pdf + rules.draw_lora_weights.output.pdf + rules.draw_dp_ldm.output.pdf + shake_figures() + ablation_figures(),
         sources=paper_sources(),
     output:
         pdf="<results>/paper.pdf",
@@ -214,6 +214,7 @@ rule typeset_paper:
 rule figures:
     input:
         rules.draw_finextract.output,
+        ablation_figures(),
         rules.draw_lora_weights.output,
         rules.draw_dp_ldm.output,
         shake_figures(),

@@ -11,9 +11,9 @@ import pandas as pd
 import torch
 
 from tuneleak import files, runtime
-from tuneleak.data.imageset import ImageSet, as_tensor
+from tuneleak.data.imageset import ImageSet
 from tuneleak.errors import InputError
-from tuneleak.finetune import checkpoint, methods
+from tuneleak.finetune import checkpoint, methods, views
 from tuneleak.finetune.generate import class_latents
 from tuneleak.finetune.objective import Batch, training_step
 from tuneleak.models import modelset
@@ -99,23 +99,27 @@ def _train_one(base, row, pictures, prior, options, autocast, out, checkpoints, 
     name, total = row["model_id"], options.steps_per_image * row["n_images"]
     key = (row["concept"], row["method"], row["seed"])
     generator = runtime.generator("finetune", *key)
-    latents = base.encode_images(as_tensor(pictures.pixels()))
+    shown = views.pictures(pictures.pixels(), options, key)
+    latents = base.encode_images(shown.flatten(0, 1))
     if tuple(latents.shape[1:]) != base.latent_shape:
         found = tuple(latents.shape[1:])
         raise InputError(f"{pictures.folder}: pictures give latents {found}, the base needs {base.latent_shape}; import them with --size {base.image_size[0]}")
-    captions = [row["caption"]] + ([options.class_prompt] if prior is not None else [])
+    told = views.captions(row["caption"], base.tokenizer, options, key)
+    captions = told + ([options.class_prompt] if prior is not None else [])
     trainee = methods.prepare(base, options, generator, row["caption"])
     try:
         vector = trainee.parameters.vector
         optimizer = torch.optim.AdamW([vector], lr=options.lr, weight_decay=options.weight_decay, fused=True)
         losses = torch.zeros(total, device=base.device)
-        data = BatchSource(latents, prior, key, options, generator, len(base.alphas_cumprod))
+        data = BatchSource(latents, prior, key, options, generator, len(base.alphas_cumprod), shown.shape[1])
         encode = _text(base, trainee, captions, autocast)
         done = checkpoint.load(checkpoints, name, vector, optimizer, generator, losses)
         bar.update(done)
         for step in range(done, total):
-            batch = data.batch(step, encode())
-            losses[step] = training_step(base.unet, [vector], optimizer, batch, base.alphas_cumprod, base.prediction_type, options.max_grad_norm, autocast)
+            now = views.caption_of_step(step, len(told), options, key)
+            batch = data.batch(step, encode()[[now, *range(len(told), len(captions))]])
+            schedule = base.alphas_cumprod, base.prediction_type
+            losses[step] = training_step(base.unet, [vector], optimizer, batch, *schedule, options.max_grad_norm, autocast, options.adversarial_radius)
             bar.update()
             if (step + 1) % options.checkpoint_every == 0 and step + 1 < total:
                 _check_finite(losses[: step + 1], name)
@@ -132,11 +136,12 @@ def _train_one(base, row, pictures, prior, options, autocast, out, checkpoints, 
 class BatchSource:
     """Batches of one fine-tune: pictures in freshly shuffled passes, so that each is seen equally often; noise and timesteps from its generator.
 
-    latents: `(n, C, h, w)`; prior: `(m, C, h, w)` or None: then each batch holds as many class latents, weighted by `prior_weight`.
+    latents: `(n * views, C, h, w)`, a picture's views one after another, of which each pass shows the next; prior: `(m, C, h, w)` or None: then each batch
+    holds as many class latents, weighted by `prior_weight`.
     """
 
-    def __init__(self, latents, prior, key, options, generator, timesteps):
-        self.sources = [(latents, "order"), *([(prior, "prior-order")] if prior is not None else [])]
+    def __init__(self, latents, prior, key, options, generator, timesteps, views=1):
+        self.sources = [(latents, "order", views), *([(prior, "prior-order", 1)] if prior is not None else [])]
         self.key, self.options, self.generator, self.timesteps = key, options, generator, timesteps
         size = options.batch
         share = torch.tensor([1.0 / size] * size + ([options.prior_weight / size] * size if prior is not None else []))
@@ -145,18 +150,18 @@ class BatchSource:
     def batch(self, step, contexts):
         """The batch of one step; contexts `(1 or 2, L, d)`: of the caption and, with a prior, of the class prompt."""
         size, device = self.options.batch, self.weights.device
-        latents = torch.cat([source[self._indices(len(source), name, step).to(device)] for source, name in self.sources])
+        latents = torch.cat([source[self._indices(len(source), name, step, views).to(device)] for source, name, views in self.sources])
         noise = torch.randn(latents.shape, generator=self.generator).to(device)
         timesteps = torch.randint(self.timesteps, (len(latents),), generator=self.generator).to(device)
         return Batch(latents, noise, timesteps, contexts.repeat_interleave(size, 0), self.weights)
 
-    def _indices(self, count, name, step):
-        """Positions step * batch ... of an endless row of permutations, each with its own seed: no state to save."""
-        picked = []
+    def _indices(self, rows, name, step, views):
+        """Positions step * batch ... of an endless row of permutations of the pictures, each with its own seed: no state to save."""
+        picked, count = [], rows // views
         for position in range(step * self.options.batch, (step + 1) * self.options.batch):
             if not picked or position % count == 0:
                 order = torch.randperm(count, generator=runtime.generator("finetune", *self.key, name, position // count))
-            picked.append(order[position % count])
+            picked.append(order[position % count] * views + position // count % views)
         return torch.stack(picked)
 
 

@@ -68,6 +68,8 @@ def plan(images, world, split, start, stop, options):
     recipe = options.recipe
     if recipe.method != "lora":
         raise InputError(f"collect-weights trains LoRAs of the UNet; the recipe's method is {recipe.method!r}, not 'lora'")
+    if recipe.changes_data:
+        raise InputError("collect-weights trains on the pictures and captions as they are; leave out augment, near_duplicates and the like")
     pictures = images.where(split=split) if split else images
     chosen = images.concepts(split, start, stop)
     counts = options.image_counts or [recipe.images_per_concept]

@@ -1,7 +1,7 @@
 """The denoising objective of latent diffusion (Ho et al. 2020, L_simple; v-prediction: Salimans & Ho 2022) and one optimiser step on it."""
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -47,11 +47,25 @@ def denoising_errors(unet, batch, alphas_cumprod, prediction_type="epsilon", aut
     return (output.to(full) - target).square().flatten(1).mean(1)
 
 
-def training_step(unet, parameters, optimizer, batch, alphas_cumprod, prediction_type="epsilon", max_grad_norm=1.0, autocast=False):
+def moved_against(unet, batch, radius, alphas_cumprod, prediction_type="epsilon", autocast=False):
+    """The batch with its latents moved by `radius` times their root mean square in the direction that raises the loss, sign by sign.
+
+    One step of the inner maximisation of adversarial training (Goodfellow et al. 2015; Madry et al. 2018): the model is then fitted to pictures that are not
+    quite the private ones.
+    """
+    latents = batch.latents.detach().clone().requires_grad_(True)
+    loss = (denoising_errors(unet, replace(batch, latents=latents), alphas_cumprod, prediction_type, autocast) * batch.weights).sum()
+    (gradient,) = torch.autograd.grad(loss, latents)
+    return replace(batch, latents=(latents + radius * latents.square().mean().sqrt() * gradient.sign()).detach())
+
+
+def training_step(unet, parameters, optimizer, batch, alphas_cumprod, prediction_type="epsilon", max_grad_norm=1.0, autocast=False, radius=0.0):
     """One step: loss, backward, clip of the global gradient norm, optimiser. Returns the loss (detached, on the device).
 
-    `parameters` are what the optimiser holds; gradients are zeroed in place, so that they may be views of one buffer.
+    `parameters` are what the optimiser holds; gradients are zeroed in place, so that they may be views of one buffer. radius: see `moved_against`.
     """
+    if radius:
+        batch = moved_against(unet, batch, radius, alphas_cumprod, prediction_type, autocast)
     loss = (denoising_errors(unet, batch, alphas_cumprod, prediction_type, autocast) * batch.weights).sum()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)

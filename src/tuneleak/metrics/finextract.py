@@ -121,16 +121,16 @@ def _of_setting(key, group, tau, options):
         if not len(known):
             continue
         values = known[column].to_numpy()
-        rows.append(_row(key, known, "AS", suffix, _bootstrap(values, known, options)))
+        rows.append(row(key, known, "AS", suffix, bootstrap(values, known, options)))
         if column in ("extracted", "oracle"):  # the controls are means over draws, of which no success rate can be taken
-            rows += [_row(key, known, name, suffix, _proportion(values >= value, known, options)) for name, value in thresholds.items()]
+            rows += [row(key, known, name, suffix, _proportion(values >= value, known, options)) for name, value in thresholds.items()]
     rows += _leaked_bits(key, group, options)
     models = group.drop_duplicates(["concept", "seed"])
     for metric, column in (("extracted set size", "n_extracted"), ("similarity threshold", "threshold")):
-        rows.append(_row(key, models, metric, "", _bootstrap_models(models[column].to_numpy(), models, options)))
+        rows.append(row(key, models, metric, "", bootstrap_models(models[column].to_numpy(), models, options)))
     for concept, part in group.groupby("concept", sort=True):
-        interval = _bootstrap(part.extracted.to_numpy(), part, options, unit="images")
-        rows.append(_row(key, part, "AS per concept", f"; concept={concept}", interval, say_unit=False))
+        interval = bootstrap(part.extracted.to_numpy(), part, options, unit="images")
+        rows.append(row(key, part, "AS per concept", f"; concept={concept}", interval, say_unit=False))
     return rows
 
 
@@ -145,7 +145,7 @@ def _leaked_bits(key, group, options):
     labels = [{name: pd.factorize(known[f"{kind}_{name}"])[0] for name in factors} for kind in ("true", "read_extracted", "read_heldout")]
     settings = {"replicates": options.bootstrap, "confidence": options.confidence, "seed": options.seed}
     interval = intervals.bootstrap_statistic(lambda weights: extraction.leaked_bits(*labels, weights), known.concept, known.image_id, **settings)
-    return [_row(key, known, "leaked bits", "", interval)]
+    return [row(key, known, "leaked bits", "", interval)]
 
 
 def _difference(group, column, first, second, options):
@@ -160,7 +160,7 @@ def _difference(group, column, first, second, options):
     if not len(pairs):
         return []
     key = pairs.iloc[0][GROUP].to_dict() | {column: f"{first}-minus-{second}", "setting": f"{pairs.setting.iloc[0]} minus {pairs.setting_second.iloc[0]}"}
-    return _paired(key, pairs, pairs.extracted - pairs.extracted_second, options)
+    return paired(key, pairs, pairs.extracted - pairs.extracted_second, options)
 
 
 def _minus_heldout(group, options):
@@ -169,41 +169,45 @@ def _minus_heldout(group, options):
     if not len(known) or known.setting.nunique() != 1:
         return []
     key = known.iloc[0][GROUP].to_dict() | {"attack": "finextract-minus-heldout", "setting": f"{known.setting.iloc[0]} minus heldout"}
-    return _paired(key, known, known.extracted - known.heldout, options)
+    return paired(key, known, known.extracted - known.heldout, options)
 
 
-def _paired(key, group, differences, options):
-    interval = _bootstrap(differences.to_numpy(), group, options)
+def paired(key, group, differences, options):
+    """Rows of a paired difference of AS, `(n,)` beside the rows of `group`: the mean with its interval, and the smallest effect that could be found."""
+    interval = bootstrap(differences.to_numpy(), group, options)
     effect = intervals.minimum_detectable_effect(interval.standard_error, interval.units, options.confidence)
-    rows = [_row(key, group, "AS", "", interval)]
+    rows = [row(key, group, "AS", "", interval)]
     if np.isfinite(effect):
         rows.append(rows[0] | {"metric": "AS minimum detectable effect", "value": effect, "ci_low": effect, "ci_high": effect})
     return rows
 
 
-def _bootstrap(values, group, options, unit=None):
+def bootstrap(values, group, options, unit=None):
+    """Interval of the mean over concepts of `values`, one per row of `group` (columns concept, seed, image_id)."""
     settings = {"replicates": options.bootstrap, "confidence": options.confidence, "seed": options.seed}
     return intervals.bootstrap(values, group.concept, group.seed, group.image_id, unit=unit, **settings)
 
 
 def _proportion(hits, group, options):
     """As `_bootstrap`; where every or no picture is a hit nothing can be resampled: then Wilson's bounds with one trial per resampled unit."""
-    interval = _bootstrap(hits.astype(float), group, options)
+    interval = bootstrap(hits.astype(float), group, options)
     if 0 < hits.mean() < 1:
         return interval
     low, high = intervals.wilson(interval.units if hits.all() else 0, interval.units, options.confidence)
     return replace(interval, low=low, high=high)
 
 
-def _bootstrap_models(values, models, options):
+def bootstrap_models(values, models, options):
+    """The same for numbers of which there is one per model (columns concept, seed)."""
     if models.concept.nunique() >= intervals.MINIMUM_CLUSTERS:
-        return _bootstrap(values, models, options)
+        return bootstrap(values, models, options)
     one = np.zeros(len(models))  # few concepts: the models are resampled as if they were independent
     settings = {"replicates": options.bootstrap, "confidence": options.confidence, "seed": options.seed}
     return intervals.bootstrap(values, one, np.arange(len(models)), one, unit="models", **settings)
 
 
-def _row(key, group, metric, suffix, interval, say_unit=True):
+def row(key, group, metric, suffix, interval, say_unit=True):
+    """One row of a metrics table; key: its columns up to `setting`, to which `suffix` is added; group: the rows behind it (column seed)."""
     note = "" if interval.unit == "concepts" or not say_unit else f"; interval={interval.unit}"
     numbers = {"value": interval.value, "ci_low": interval.low, "ci_high": interval.high, "n": interval.n}
     seeds = ";".join(sorted(set(group.seed), key=lambda seed: (len(seed), seed)))

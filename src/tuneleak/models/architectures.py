@@ -1,8 +1,8 @@
 """Bases of other architectures than Stable Diffusion 1.x and 2.x, in the form every attack knows: `tuneleak.models.pipeline.Base`.
 
 An architecture says which parts its pipeline folder has, how captions become a context, how its network is called, and what pictures are to it. A context is
-one tensor `(n, L, d)` whatever it holds, so that attacks stack and expand it without looking inside: where a network also wants a pooled text embedding, that is
-the last row, padded with zeros. What the network predicts is the business of `tuneleak.models.parameterisation`.
+one tensor `(n, L, d)` whatever it holds, so that attacks stack and expand it without looking inside: where a network also wants a pooled text embedding, that
+is the last row, padded with zeros. What the network predicts is the business of `tuneleak.models.parameterisation`.
 """
 
 from dataclasses import dataclass

@@ -4,8 +4,9 @@ Columns of the manifest: `model_id` (unique), `world`, `base` (name of the base 
 empty), `seed`, `step` (optimiser steps taken), `caption` (the training caption), `n_images`, `images` (image_ids trained on, joined by
 `;`), `file` (a folder inside the ModelSet). That folder holds a LoRA as `pytorch_lora_weights.safetensors` in the layout of diffusers, or
 fully tuned networks as `unet/diffusion_pytorch_model.safetensors` and, if it was trained, `text_encoder/model.safetensors`; beside or instead of
-these, textual inversion's `learned_embeds.safetensors` and a `hypernetwork.safetensors`. Adapters other than LoRA are folders of peft (`unet/adapter_config.json`
-and `adapter_model.safetensors`); `adapters.json` lists adapters of any kind as they were shared, each with its scale (see `tuneleak.models.adapters`).
+these, textual inversion's `learned_embeds.safetensors` and a `hypernetwork.safetensors`. Adapters other than LoRA are folders of peft
+(`unet/adapter_config.json` and `adapter_model.safetensors`); `adapters.json` lists adapters of any kind as they were shared, each with its
+scale (see `tuneleak.models.adapters`).
 """
 
 import re

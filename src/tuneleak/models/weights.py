@@ -176,8 +176,9 @@ def header(path):
 
 def header_settings(path):
     """The adapter's settings that diffusers puts into a file's header: {"unet.lora_alpha": 8, ...}, empty without any."""
+    text = header(path).get("lora_adapter_metadata", "{}")
     try:
-        settings = json.loads(header(path).get("lora_adapter_metadata", "{}"))
+        settings = json.loads(text)
     except ValueError:
         settings = None
     if not isinstance(settings, dict):

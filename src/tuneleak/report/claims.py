@@ -25,13 +25,15 @@ PAPER_PRESET = "paper"
 MDE = " minimum detectable effect"
 _METRICS = (
     "AS", "A-ESR@", "leaked bits", "extracted set size", "similarity threshold", "MRR", "rank-", "TAR@", "cosine", "FaceSim", "agreement", "MAE",
-    "FD-", "accuracy ", "audited epsilon", "trained share", "AUC", "TPR@", "amplification", "shift",
+    "FD-", "accuracy ", "audited epsilon", "trained share", "AUC", "TPR@", "amplification", "shift", "best w", "similarity", "KID", "caption accuracy",
+    "held-out loss",
 )  # fmt: skip
 _CHOSEN = ("best-control",)  # picked by the evaluation among rows that are there
 _METHODS = set(get_args(FinetuneOptions.model_fields["method"].annotation))
 _MEMBERSHIP = get_args(MembershipAttack)
 _VOCABULARY = {  # of each system, so that a slip in a selector is not taken for a part of the study that was left out
     "finextract": {"attack": {*get_args(ExtractionOptions.model_fields["attack"].annotation), "heldout"}, "method": _METHODS},
+    "finextract-ablations": {"attack": {*get_args(ExtractionOptions.model_fields["attack"].annotation)}, "method": _METHODS},
     "lora-weights": {
         "attack": {*get_args(WeightsTrainOptions.model_fields["attack"].annotation), "autoencoder-final", "dsire", "dsire-update", "median", *_CHOSEN},
         "method": _METHODS,

@@ -55,6 +55,7 @@ class Endpoint(Options):
     metric: str
     test: str
     unit: Literal["concept", "run"]
+    concepts: int | None = Field(None, ge=2, description="concepts it is over, where they are fewer than the world has")
     assumed_sd: float = Field(gt=0, description="assumed standard deviation of the per-concept value")
     minimum_detectable_effect: dict[str, float] = Field(description="world -> effect found with the planned power")
 

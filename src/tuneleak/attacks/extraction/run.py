@@ -20,9 +20,9 @@ from tuneleak import files, runtime
 from tuneleak.attacks.extraction.shard import Shard, save
 from tuneleak.data.imageset import ImageSet
 from tuneleak.errors import InputError
-from tuneleak.models.embedders import load_embedder
 from tuneleak.models import modelset as modelsets
 from tuneleak.models import shared
+from tuneleak.models.embedders import load_embedder
 from tuneleak.models.modelset import ModelSet, image_ids
 from tuneleak.models.pipeline import load_base
 
