@@ -149,3 +149,32 @@ def test_equal_variances_or_full_fine_tuning_have_no_error():
     assert theory.geometric_mixture_error(ABAR, 1.0, 0.2, 1.0).relative_error.max() < 1e-12
     with pytest.raises(ValueError, match="positive variances"):
         theory.geometric_mixture_error(ABAR, 1.0, 0.0, 0.3)
+
+
+def test_guided_sampling_is_the_public_code_written_out():
+    """Two networks in batches of five, x0 and all, as the public code has it: the same latents to 1e-4."""
+    from tuneleak.attacks.extraction import finextract as attack
+    from tuneleak.attacks.extraction.pair import ModelPair
+    from tuneleak.models.samplers import sample
+    from tuneleak.models.schedule import alphas_cumprod, ddim_timesteps
+    from tuneleak.options import Guidance
+
+    abar, generator = alphas_cumprod({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}), torch.Generator().manual_seed(0)
+    first, second = (torch.randn(3, 3, generator=generator) * 0.3 for _ in range(2))
+
+    def network(mixing):
+        return lambda x, t, context: torch.tanh(torch.einsum("ij,njhw->nihw", mixing, x)) + 1e-4 * t
+
+    noise, null = torch.randn(12, 3, 4, 4, generator=generator), torch.zeros(1, 1, 1)
+    pair = ModelPair(network(first), network(second), pretrained_null=null, pretrained_caption=null, finetuned_null=null, finetuned_caption=null)
+    steps = ddim_timesteps(1000, 20)
+    ours = sample(lambda x, t: attack.guide(pair, x, t, Guidance(w=3.0, k=-0.02)), noise, steps, abar)
+    single, theirs = abar.float(), []
+    for x in noise.split(5):
+        for t, previous in steps:
+            eps_null, eps_caption = network(first)(x, t, None), network(second)(x, t, None)
+            eps = eps_null + 3.0 * (eps_caption - eps_null) - 0.02 * eps_null
+            x0 = (x - (1 - single[t]).sqrt() * eps) / single[t].sqrt()
+            x = single[max(previous, 0)].sqrt() * x0 + (1 - single[max(previous, 0)]).sqrt() * eps
+        theirs.append(x)
+    torch.testing.assert_close(ours, torch.cat(theirs), rtol=1e-4, atol=1e-4)

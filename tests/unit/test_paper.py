@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from tuneleak.errors import InputError
-from tuneleak.report import claims, macros, paper, record, rows, style, tables, typeset
+from tuneleak.options import VariantsOptions
+from tuneleak.report import claims, figures_ablations, macros, paper, record, rows, style, tables, typeset
 from tuneleak.report.figures_dp_ldm import figures as private
 from tuneleak.report.figures_finextract import figures
 
@@ -113,6 +114,7 @@ def parts(report_study, study, tmp_path_factory):
     for name in ("reconstructions", "attacks", "defences", "scaling"):
         with style.figure(3, 2) as figure:
             style.save(figure, folder / "weights-figures", f"weights-{name}")
+    figures_ablations.figures(study.metrics, folder / "weights-figures", VariantsOptions())  # none was run: figures that say so
     private(*report_study.make_private(folder), folder / "private", folder / "tables")
     return folder
 

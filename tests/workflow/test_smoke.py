@@ -56,6 +56,10 @@ def test_makes_everything(smoke):
         assert results(smoke, f"figures/lora-weights/weights-{name}.png").read_bytes().startswith(b"\x89PNG")
     weights = metrics[metrics.system == "lora-weights"]
     assert {"spectral", "autoencoder", "constant", "update-matching", "true-prompt"} <= set(weights.attack) and {"", "gauge-10"} <= set(weights.defence)
+    ablations = metrics[metrics.system == "finextract-ablations"]
+    assert {"reference", "cutout", "cutout-minus-reference"} <= set(ablations.defence) and {"AS", "best w", "similarity", "KID"} <= set(ablations.metric)
+    for name in ("ablations", "defences"):
+        assert results(smoke, f"figures/ablations/{name}.png").read_bytes().startswith(b"\x89PNG")
     for name in ("amplification", "roc", "dose"):
         assert results(smoke, f"figures/shake-to-leak/shake_{name}.png").read_bytes().startswith(b"\x89PNG")
 
@@ -84,12 +88,13 @@ def test_report(smoke):
 @pytest.mark.parametrize(
     ("name", "changed"),
     [
-        ("attacks/extraction/finextract.py", {"extract"}),
-        ("attacks/extraction/clustering.py", {"extract"}),
+        ("attacks/extraction/finextract.py", {"extract", "sweep"}),
+        ("attacks/extraction/clustering.py", {"extract", "sweep"}),
+        ("metrics/ablations.py", {"evaluate_ablations", "draw_ablations"}),
         ("metrics/join.py", {"join_metrics"}),
-        ("report/rows.py", {"draw_finextract", "draw_lora_weights", "draw_shake", "draw_dp_ldm", "write_tables", "check_claims"}),
+        ("report/rows.py", {"draw_finextract", "draw_lora_weights", "draw_shake", "draw_dp_ldm", "draw_ablations", "write_tables", "check_claims"}),
         ("attacks/weights/spectral.py", {"train_encoder"}),  # attack_weights waits for its encoder, so Snakemake asks no further
-        ("defences/transforms.py", {"train_encoder", "transform_victims"}),
+        ("defences/transforms.py", {"train_encoder", "transform_victims", "finetune_variants"}),
         ("attacks/membership/sima.py", {"shake_scores"}),
         ("options.py", set()),
     ],
@@ -107,7 +112,7 @@ def test_an_edit_runs_exactly_the_rules_that_use_it(smoke, name, changed):
     assert all(reason == {"Params have changed since last execution"} for reason in found.values())
     if name == "attacks/extraction/finextract.py":
         outputs = re.findall(r"output: (\S+)/matches\.csv", done.stdout)
-        assert outputs and {output.rsplit("/", 1)[1] for output in outputs} == {"finextract"}
+        assert outputs and {output.rsplit("/", 1)[1] for output in outputs} == {"finextract", "sweep"}
 
 
 def test_a_touched_file_runs_nothing(smoke):
