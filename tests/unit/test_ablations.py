@@ -126,12 +126,11 @@ def test_a_sweep_evaluates_and_draws(swept, tmp_path):
 
 def made_up(bests, extra=(), seed=0, concepts=10, weights=(0.5, 1.0, 2.0, 4.0, 8.0)):
     """A sweep whose AS falls by .1 per doubling of w away from `bests[variant]`, by concept and picture exactly; norms are 1 at the reference's best."""
-    rng, made = np.random.default_rng(seed), []
+    shifts, made = np.random.default_rng(seed).normal(0, 0.02, concepts), []
     for variant, best in bests.items():
         for concept in range(concepts):
-            shift = rng.normal(0, 0.02)
             for w in weights if variant in ("reference", *extra) else weights[:1]:
-                height = 0.6 - 0.1 * abs(math.log2(w / best)) + shift
+                height = 0.6 - 0.1 * abs(math.log2(w / best)) + shifts[concept]
                 for image in range(3):
                     made.append(
                         {"world": "identities", "base": "H1", "method": "lora", "attack": "finextract", "defence": variant, "setting": f"w={w:g},k=0"}

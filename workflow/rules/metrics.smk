@@ -60,7 +60,13 @@ rule evaluate_finextract:
 
 rule join_metrics:
     input:
-        tables=["<results>/metrics/finextract/main.csv", *ablation_tables(), *shake_tables(), "<results>/metrics/lora-weights/main.csv", "<results>/metrics/dp-ldm/main.csv"],
+        tables=[
+            "<results>/metrics/finextract/main.csv",
+            *ablation_tables(),
+            *shake_tables(),
+            "<results>/metrics/lora-weights/main.csv",
+            "<results>/metrics/dp-ldm/main.csv",
+        ],
     output:
         table="<results>/metrics.csv",
     log:

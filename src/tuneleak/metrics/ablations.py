@@ -196,7 +196,7 @@ def _utility(table, options):
     missing = [name for name in ("defence", "concept", "seed", "loss_heldout") if name not in table]
     if missing:
         raise InputError(f"a utility table lacks the columns {', '.join(missing)}; it is not one of `tuneleak utility`")
-    table, rows = table[table.model_id != "base"].astype({"seed": str, "concept": str}), []
+    table, rows = table[table.model_id != "base"].astype({"seed": str, "concept": str}).assign(image_id=""), []  # numbers of whole models
     for (world, base, method), group in table.groupby(["world", "base", "method"], sort=True):
         reference = group[group.defence == REFERENCE]
         for column, metric in UTILITY.items():
