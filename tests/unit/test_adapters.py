@@ -202,6 +202,40 @@ def test_a_merged_checkpoint_is_a_whole_network(base, inputs, tmp_path):
     assert made.rows()[0]["method"] == "merged"
 
 
+def test_a_merged_checkpoint_in_one_file_is_taken_apart(base, inputs, tmp_path):
+    """The tiny base's weights, moved, under the names of the original code; two levels of one layer each."""
+    moved = {name: value + 0.02 for name, value in base.unet.state_dict().items()}
+    resnet = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0", "conv2": "out_layers.3"}
+    resnet |= {"conv_shortcut": "skip_connection"}
+    places = {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2", "conv_in": "input_blocks.0.0", "conv_norm_out": "out.0"}
+    places |= {"conv_out": "out.2", "down_blocks.0.resnets.0": "input_blocks.1.0", "down_blocks.0.attentions.0": "input_blocks.1.1"}
+    places |= {
+        "down_blocks.0.downsamplers.0.conv": "input_blocks.2.0.op",
+        "down_blocks.1.resnets.0": "input_blocks.3.0",
+        "mid_block.resnets.0": "middle_block.0",
+    }
+    places |= {"mid_block.attentions.0": "middle_block.1", "mid_block.resnets.1": "middle_block.2", "up_blocks.0.upsamplers.0.conv": "output_blocks.1.1.conv"}
+    places |= {f"up_blocks.{i}.resnets.{j}": f"output_blocks.{2 * i + j}.0" for i in range(2) for j in range(2)}
+    places |= {f"up_blocks.1.attentions.{j}": f"output_blocks.{2 + j}.1" for j in range(2)}
+    tensors = {}
+    for name, value in moved.items():
+        place = next(key for key in sorted(places, key=len, reverse=True) if name.startswith(f"{key}."))
+        rest = name.removeprefix(f"{place}.")
+        layer, _, end = rest.rpartition(".")
+        rest = f"{resnet[layer]}.{end}" if ".resnets." in place else rest
+        tensors[f"model.diffusion_model.{places[place]}.{rest}"] = value
+    text = {name: value + 0.02 for name, value in base.text_encoder.state_dict().items()}
+    tensors |= {f"cond_stage_model.transformer.text_model.{name.removeprefix('text_model.')}": value for name, value in text.items()}
+    save_file(tensors | {"first_stage_model.decoder.conv_in.bias": torch.zeros(1)}, tmp_path / "merged.safetensors")
+    made = shared.import_models([tmp_path / "merged.safetensors"], tmp_path / "models", base.folder, CAPTION, 4)
+    with pipeline.load_tuned(base, made, made.rows()[0]) as tuned:
+        assert all(torch.equal(value, moved[name]) for name, value in tuned.unet.state_dict().items())
+        assert all(torch.equal(value, text[name]) for name, value in tuned.text_encoder.state_dict().items() if value.is_floating_point())
+    save_file(tensors | {"conditioner.embedders.0.weight": torch.zeros(1)}, tmp_path / "xl.safetensors")
+    with pytest.raises(InputError, match="convert it to a pipeline folder"):
+        shared.import_models([tmp_path / "xl.safetensors"], tmp_path / "models", base.folder, CAPTION, 4)
+
+
 def test_what_a_file_tells_about_its_training(base, inputs, tmp_path):
     trained_like(base, inputs, tmp_path / "m", method="lora")
     header = {"ss_sd_model_name": "tiny.safetensors", "ss_num_train_images": 120, "ss_steps": 1200, "ss_network_dim": 4}

@@ -18,6 +18,7 @@ from tuneleak.models import adapters, modelset, weights
 from tuneleak.models.modelset import LORA_FILE
 
 FACTS_FILE = "shared.json"
+_UNET_PREFIX, _TEXT_PREFIX = "model.diffusion_model.", "cond_stage_model.transformer."  # of a checkpoint in one file, as Stable Diffusion 1.x was published
 
 
 @dataclass(frozen=True)
@@ -110,9 +111,10 @@ def find_base(base, told):
 def import_models(source, out, base=None, caption=None, n_images=0, images=None, concept="", scales=(), world="shared"):
     """Write a ModelSet of one model from what was shared; returns it.
 
-    source: LoRA files or folders (several are used together), or one merged checkpoint, as a folder with `unet/` or `transformer/`; base: pipeline folder, or
-    a folder of pipeline folders; caption, n_images: those of the training, where the model does not tell; images, concept: the training pictures, if the one
-    who asks has them (fold train of that concept; with one concept only, that one). scales: one per source. Files are linked, or copied if that fails.
+    source: LoRA files or folders (several are used together), or one merged checkpoint: a folder with `unet/` or `transformer/`, or one file of Stable
+    Diffusion 1.x; base: pipeline folder, or a folder of pipeline folders; caption, n_images: those of the training, where the model does not tell; images,
+    concept: the training pictures, if the one who asks has them (fold train of that concept; with one concept only, that one). scales: one per source.
+    Files are linked, or copied if that fails.
     """
     from tuneleak.models.pipeline import load_base, load_tuned
 
@@ -122,13 +124,13 @@ def import_models(source, out, base=None, caption=None, n_images=0, images=None,
     told = facts(sources[0])
     folder = find_base(base, told)
     row = _row(sources, told, caption, n_images, images, concept) | {"world": world, "base": folder.resolve().name}
+    loaded = load_base(folder)
     with runtime.output_lock(out):
         (out / "manifest.csv").unlink(missing_ok=True)
         with files.atomic_folder(out / row["file"]) as model:
-            _copy(sources, model, scales)
+            _copy(sources, model, scales, loaded)
             files.write_json(model / FACTS_FILE, vars(told) | {"captions": list(told.captions)})
         made = modelset.ModelSet(out, modelset.table_of([row]))
-        loaded = load_base(folder)
         load_tuned(loaded, made, made.rows()[0]).unload()  # refused now, if it does not fit the base
         files.write_meta(
             out / "manifest.csv", None, source=[str(path) for path in sources], base=str(folder), facts=vars(told) | {"captions": list(told.captions)}
@@ -161,17 +163,44 @@ def _row(sources, told, caption, n_images, images, concept):
 
 
 def _is_whole(path):
-    """Whether a folder holds whole networks rather than an adapter: a merged checkpoint."""
+    """Whether a folder or file holds whole networks rather than an adapter: a merged checkpoint."""
+    if path.is_file():
+        return path.suffix == ".safetensors" and any(name.startswith(_UNET_PREFIX) for name in _names(path))
     parts = [path / part for part in ("unet", "transformer") if (path / part).is_dir()]
     return any(not (part / adapters.CONFIG_FILE).is_file() for part in parts)
 
 
-def _copy(sources, model, scales):
+def _names(path):
+    with weights.opened(path) as handle:
+        return list(handle.keys())
+
+
+def _split(path, model, unet_config):
+    """Write the UNet and the text encoder of a checkpoint in one file as the folder's `unet/` and `text_encoder/`; diffusers knows the names."""
+    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+    from safetensors.torch import save_file
+
+    names = _names(path)
+    if foreign := [name for name in names if name.startswith(("conditioner.", "cond_stage_model.model."))]:
+        raise InputError(f"{path} holds a text encoder in a layout that is not read ({foreign[0]}); convert it to a pipeline folder with diffusers first")
+    with weights.opened(path) as handle:
+        unet = convert_ldm_unet_checkpoint({name: handle.get_tensor(name) for name in names if name.startswith(_UNET_PREFIX)}, unet_config)
+        text = {name.removeprefix(_TEXT_PREFIX): handle.get_tensor(name) for name in names if name.startswith(_TEXT_PREFIX)}
+    for folder, file, tensors in (("unet", "diffusion_pytorch_model.safetensors", unet), ("text_encoder", "model.safetensors", text)):
+        if tensors:
+            (model / folder).mkdir()
+            save_file({name: value.contiguous() for name, value in tensors.items() if not name.endswith("position_ids")}, model / folder / file)
+
+
+def _copy(sources, model, scales, base):
     if scales and len(scales) != len(sources):
         raise InputError(f"{len(sources)} shared models need as many --scales, not {len(scales)}")
     if _is_whole(sources[0]):
         if len(sources) > 1:
             raise InputError(f"{sources[0]} is a whole network; it cannot be combined with others")
+        if sources[0].is_file():
+            _split(sources[0], model, base.unet.config)
+            return
         for part in ("unet", "transformer", "text_encoder", "text_encoder_2"):
             if (sources[0] / part).is_dir():
                 shutil.copytree(sources[0] / part, model / part, copy_function=_link)
