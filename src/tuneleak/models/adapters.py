@@ -138,12 +138,13 @@ def attach(networks, stack):
 
 def write(folder, networks):
     """Write the adapter `default` of each network ({part: module}) as a folder of peft, `<folder>/<part>/`, that `PeftModel.from_pretrained` reads."""
+    import peft
     from safetensors.torch import save_file
 
     for part, network in networks.items():
         config = network.peft_config["default"]
         kind = config.peft_type.value.lower()
-        settings = {key: getattr(config, key) for key in _HANDLED[kind]} | {"peft_type": config.peft_type.value}
+        settings = {key: getattr(config, key) for key in _HANDLED[kind]} | {"peft_type": config.peft_type.value, "peft_version": peft.__version__}
         tensors = {f"base_model.model.{name}": value.detach().float().cpu().contiguous() for name, value in parameters(network, "default").items()}
         settings["target_modules"] = list(dict.fromkeys(adapter_names.split(name)[0] for name in parameters(network, "default")))
         (Path(folder) / part).mkdir(parents=True, exist_ok=True)
