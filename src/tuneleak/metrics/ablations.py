@@ -205,7 +205,8 @@ def _utility(table, options):
             for name, part in group.groupby("defence", sort=False):
                 both = part.merge(reference[["concept", "seed", column]], on=["concept", "seed"], suffixes=("", "_reference"))
                 for suffix, label in (("", name), ("_reference", f"{name}-minus-{REFERENCE}")):
-                    values = pd.to_numeric(both[column] if not suffix else both[column] - both[f"{column}_reference"], errors="coerce")
+                    values = pd.to_numeric(both[column], errors="coerce")
+                    values = values - pd.to_numeric(both[f"{column}_reference"], errors="coerce") if suffix else values
                     if not len(values) or values.isna().any() or (suffix and name == REFERENCE):
                         continue
                     key = {"world": world, "base": base, "method": method, "attack": "", "defence": label, "setting": ""}
