@@ -17,6 +17,7 @@ from tuneleak.options import (
     PerturbOptions,
     PopulationOptions,
     PrivateFinetuneOptions,
+    RegenerationOptions,
     SampleOptions,
     ShakeEvaluateOptions,
     SizeOptions,
@@ -43,6 +44,12 @@ STOP = Argument("--stop", "concept after the last (default: all)", required=Fals
 METRICS = Argument("--metrics", "metrics.csv of a run")
 MATCHES = Argument("--matches", "matches.csv of extraction attacks", many=True)
 REFERENCE = Argument("--reference", "recorded runs (paper/reference)")
+DOMAINS = [
+    IMAGE_SETS,
+    BASE,
+    Argument("--members", "CSV whose column image_id lists what the base was trained on"),
+    Argument("--clip", "folder of a CLIP embedder", required=False),
+]
 
 SHARED = [  # what a shared model may not say of itself
     Argument("--caption", 'training caption of a shared model ("": attack without one; default: that of --images)', required=False, kind=str),
@@ -436,12 +443,38 @@ VERBS = [
         EvaluateOptions,
     ),
     Verb(
+        "attack regeneration",
+        "Draw under a domain's caption from base and tuned models, and hold what comes out against members and held-outs.",
+        "tuneleak.attacks.regeneration.run:attack",
+        [
+            *DOMAINS,
+            Argument("--models", "model sets: folders with manifest.csv", many=True, required=False),
+            Argument("--thresholds", "JSON of `calibrate-regeneration`", required=False),
+            START,
+            STOP,
+            OUT,
+            DEVICE,
+            DTYPE,
+        ],
+        RegenerationOptions,
+    ),
+    Verb(
+        "calibrate-regeneration",
+        "Set the distances of a regenerated picture on tune domains, by the rate of false matches of the base.",
+        "tuneleak.attacks.regeneration.calibrate:calibrate",
+        [*DOMAINS, START, STOP, OUT_FILE, DEVICE, DTYPE],
+        RegenerationOptions,
+    ),
+    Verb(
         "evaluate shake-to-leak",
         "Turn membership scores into amplifications with intervals, controls and the twins' verdict.",
         "tuneleak.metrics.shake_to_leak:evaluate",
         [
             Argument("--scores", "scores.csv of `attack membership`", many=True),
             Argument("--fidelity", "fidelity.csv of the synthetic sets", required=False),
+            Argument("--pictures", "pictures.csv of `attack regeneration`", many=True, required=False),
+            Argument("--generations", "generations.csv of `attack regeneration`", many=True, required=False),
+            Argument("--thresholds", "<base>/thresholds.json of `calibrate-regeneration`", many=True, required=False),
             WORLD,
             OUT_FILE,
         ],

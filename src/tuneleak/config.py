@@ -29,6 +29,7 @@ from tuneleak.options import (
     Positive,
     PrivateFinetuneOptions,
     Rate,
+    RegenerationOptions,
     SampleOptions,
     ShakeEvaluateOptions,
     SizeOptions,
@@ -295,6 +296,14 @@ class ShakeBase(Options):
         return self
 
 
+class ShakeRegeneration(Options):
+    """Extraction of pretraining pictures in the Shake-to-Leak study."""
+
+    methods: list[str] = Field([], description="methods whose models are drawn from beside the base (none: extraction is not run)")
+    tune_domains: Count = Field(0, description="domains, all before first_domain, on which distances are calibrated (0: only the fixed distances are used)")
+    options: RegenerationOptions = Field(RegenerationOptions(), description="drawing and judging")
+
+
 class ShakeToLeak(Options):
     """The Shake-to-Leak study: does fine-tuning on self-made pictures amplify leakage of the pretraining set?"""
 
@@ -315,11 +324,16 @@ class ShakeToLeak(Options):
     blind: str = Field("", description="embedder of the model-blind control; empty: none")
     identity: str = Field("", description="identity embedder of the fidelity; empty: fidelity is not measured")
     clip: str = Field("", description="CLIP of the fidelity")
+    regeneration: ShakeRegeneration = Field(ShakeRegeneration(), description="extraction of pretraining pictures")
     evaluate: ShakeEvaluateOptions = Field(ShakeEvaluateOptions(), description="metrics and intervals")
 
     @model_validator(mode="after")
     def _fits_together(self):
         names = [options.method for options in self.methods]
+        if self.regeneration.tune_domains > self.first_domain:
+            raise ValueError(f"regeneration.tune_domains: there are {self.first_domain} domains before first_domain, not {self.regeneration.tune_domains}")
+        if set(self.regeneration.methods) - set(names):
+            raise ValueError(f"regeneration.methods: {sorted(set(self.regeneration.methods) - set(names))[0]!r} is not among `methods`")
         if len(set(names)) < len(names):
             raise ValueError(f"methods: {next(name for name in names if names.count(name) > 1)!r} occurs twice")
         unknown = sorted(set(self.control_methods) - set(names))

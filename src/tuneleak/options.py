@@ -486,8 +486,29 @@ class PerturbOptions(Options):
     seeds: list[int] = Field(list(range(10)), min_length=1, description="draws of the noise; one draw serves every sigma")
 
 
+class RegenerationOptions(Options):
+    """Extraction of pretraining pictures: what a model draws under a domain's caption, held against the domain's members and held-outs."""
+
+    count: Positive = Field(32, description="pictures drawn per model and domain")
+    steps: Positive = Field(20, description="sampler steps (deterministic DDIM)")
+    guidance_scale: float = Field(3.0, ge=0, description="classifier-free guidance")
+    negative_prompt: str = Field("", description="prompt that guidance leads away from")
+    tiles: Positive = Field(4, description="tiles along a side, of which the one that differs most counts (4: 16 tiles)")
+    neighbours: Positive = Field(50, description="nearest pictures behind the adaptive distance")
+    adaptive_scale: Rate = Field(0.5, description="alpha of the adaptive distance")
+    clique_size: Positive = Field(10, description="generations that must be alike for one to count as memorised (measure clique)")
+    clique_threshold: Rate = Field(0.15, description="tile distance below which two generations are alike, where no calibrated one is given")
+    clip_distance: Rate = Field(0.1, description="CLIP distance (unit features) below which pairs are compared (aligned), where no calibrated one is given")
+    align_nearest: Count = Field(1, description="real pictures per generation, those most alike by CLIP, that are aligned with it (0: none is moved)")
+    false_match_rate: Fraction = Field(0.01, description="share of the base's generations that may match a held-out at a calibrated threshold")
+    seed: int = Field(0, description="seed of the starting noise, the same for every model")
+    batch: Positive = Field(50, description="pictures drawn at once")
+
+
 class ShakeEvaluateOptions(Options):
-    """How membership scores become amplifications with intervals."""
+    """How scores of membership and regeneration become amplifications with intervals."""
+
+    distances: list[Fraction] = Field([0.15], description="fixed distances below which a generation counts as a match, beside the calibrated one")
 
     false_positive_rate: Fraction = Field(0.01, description="of the true-positive rate; reported only with at least 500 non-members")
     bootstrap: Positive = Field(2000, description="bootstrap replicates of an interval")

@@ -79,8 +79,51 @@ def shake_fidelity():
     return [f"{RESULTS}/metrics/shake-to-leak/fidelity.csv"] if SHAKE.identity and SHAKE.bases else []
 
 
-def shake_fidelity_flag(wildcards):
+def shake_fidelity_flag():
     return f"--fidelity {shake_fidelity()[0]}" if shake_fidelity() else ""
+
+
+# --- regeneration: pictures drawn by base and tuned models, held against members and held-outs
+
+
+def shake_regenerated():
+    """(base, shard) folders of drawn and judged pictures; none where no method is named."""
+    return [f"{RESULTS}/shake-to-leak/{base}/regeneration{shard}" for base in SHAKE_BASES for shard in SHAKE_SHARDS] if SHAKE.regeneration.methods else []
+
+
+def shake_regenerated_tables(name):
+    return [f"{folder}/{name}.csv" for folder in shake_regenerated()]
+
+
+def shake_thresholds():
+    return [f"{RESULTS}/shake-to-leak/{base}/thresholds.json" for base in SHAKE_BASES] if SHAKE.regeneration.methods and SHAKE.regeneration.tune_domains else []
+
+
+def shake_thresholds_of(wildcards):
+    return f"{RESULTS}/shake-to-leak/{wildcards.base}/thresholds.json" if SHAKE.regeneration.tune_domains else []
+
+
+def shake_thresholds_flag(wildcards, input):
+    return f"--thresholds {shlex.quote(input.thresholds)}" if input.thresholds else ""
+
+
+def shake_regenerated_models(wildcards):
+    folder = f"{RESULTS}/shake-to-leak/{wildcards.base}/models"
+    return [f"{folder}/self/{method}/{wildcards.shard}/manifest.csv" for method in SHAKE.regeneration.methods]
+
+
+def shake_domain(wildcards, offset):
+    return SHAKE.first_domain + offset(wildcards)
+
+
+def shake_clip_flag(wildcards):
+    return f"--clip {shlex.quote(SHAKE.clip)}" if SHAKE.clip else ""
+
+
+def shake_regeneration_flags():
+    """Of `evaluate`: the tables and thresholds of regeneration, if it is run."""
+    flags = [f"--pictures {' '.join(shake_regenerated_tables('pictures'))} --generations {' '.join(shake_regenerated_tables('generations'))}"]
+    return " ".join(flags + ([f"--thresholds {' '.join(shake_thresholds())}"] if shake_thresholds() else [])) if shake_regenerated() else ""
 
 
 def shake_tables():

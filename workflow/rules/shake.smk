@@ -141,9 +141,88 @@ rule shake_fidelity:
         " --clip {params.clip:q} --world {params.world} --device {params.device} --out {output.table} > {log} 2>&1"
 
 
+rule shake_calibrate:
+    input:
+        base=shake_base,
+        images=shake_images(),
+        members=shake_members,
+        clip=shipped(SHAKE.clip),
+    output:
+        thresholds="<results>/shake-to-leak/{base}/thresholds.json",
+    log:
+        "<logs>/shake_calibrate/{base}.log",
+    benchmark:
+        "<benchmarks>/shake_calibrate/{base}.tsv"
+    conda:
+        "../../envs/models.yaml"
+    threads: study.threads
+    resources:
+        gpu=GPU,
+        mem_mb=gigabytes(4),
+        runtime=minutes(120),
+    params:
+        base=shake_base_folder,
+        images=folders_of("images"),
+        clip=shake_clip_flag,
+        clip_digest=shipped_digest(SHAKE.clip),
+        stop=SHAKE.regeneration.tune_domains,
+        device=DEVICE,
+        dtype=study.dtype,
+        options=as_json(SHAKE.regeneration.options),
+        code=code("tuneleak.attacks.regeneration.calibrate"),
+    shell:
+        "exec python -m tuneleak calibrate-regeneration --images {params.images:q} --base {params.base:q} --members {input.members} {params.clip}"
+        " --start 0 --stop {params.stop} --out {output.thresholds} --device {params.device} --dtype {params.dtype}"
+        " --options {params.options:q} > {log} 2>&1"
+
+
+rule shake_regenerate:
+    input:
+        base=shake_base,
+        images=shake_images(),
+        models=shake_regenerated_models,
+        members=shake_members,
+        thresholds=shake_thresholds_of,
+        clip=shipped(SHAKE.clip),
+    output:
+        pictures="<results>/shake-to-leak/{base}/regeneration{shard}/pictures.csv",
+        generations="<results>/shake-to-leak/{base}/regeneration{shard}/generations.csv",
+        pairs="<results>/shake-to-leak/{base}/regeneration{shard}/pairs/manifest.csv",
+    log:
+        "<logs>/shake_regenerate/{base}.{shard}.log",
+    benchmark:
+        "<benchmarks>/shake_regenerate/{base}.{shard}.tsv"
+    conda:
+        "../../envs/models.yaml"
+    threads: study.threads
+    resources:
+        gpu=GPU,
+        mem_mb=gigabytes(4),
+        runtime=minutes(480),
+    params:
+        base=shake_base_folder,
+        images=folders_of("images"),
+        models=folders_of("models"),
+        thresholds=shake_thresholds_flag,
+        clip=shake_clip_flag,
+        clip_digest=shipped_digest(SHAKE.clip),
+        start=functools.partial(shake_domain, offset=shake_first),
+        stop=functools.partial(shake_domain, offset=shake_last),
+        out=subpath(output.pictures, parent=True),
+        device=DEVICE,
+        dtype=study.dtype,
+        options=as_json(SHAKE.regeneration.options),
+        code=code("tuneleak.attacks.regeneration.run"),
+    shell:
+        "exec python -m tuneleak attack regeneration --images {params.images:q} --base {params.base:q} --models {params.models:q}"
+        " --members {input.members} {params.clip} {params.thresholds} --start {params.start} --stop {params.stop} --out {params.out:q}"
+        " --device {params.device} --dtype {params.dtype} --options {params.options:q} > {log} 2>&1"
+
+
 rule evaluate_shake:
     input:
         scores=collect("<results>/shake-to-leak/{base}/scores{shard}.csv", base=SHAKE_BASES, shard=SHAKE_SHARDS),
+        regeneration=[*shake_regenerated_tables("pictures"), *shake_regenerated_tables("generations"), *shake_thresholds()],
         fidelity=shake_fidelity(),
     output:
         table="<results>/metrics/shake-to-leak/main.csv",
@@ -158,12 +237,13 @@ rule evaluate_shake:
         mem_mb=gigabytes(2),
         runtime=minutes(60),
     params:
-        fidelity=shake_fidelity_flag,
+        fidelity=shake_fidelity_flag(),
+        regeneration=shake_regeneration_flags(),
         world=SHAKE.world,
         options=as_json(SHAKE.evaluate),
         code=code("tuneleak.metrics.shake_to_leak"),
     shell:
-        "exec python -m tuneleak evaluate shake-to-leak --scores {input.scores} {params.fidelity} --world {params.world}"
+        "exec python -m tuneleak evaluate shake-to-leak --scores {input.scores} {params.regeneration} {params.fidelity} --world {params.world}"
         " --out {output.table} --options {params.options:q} > {log} 2>&1"
 
 

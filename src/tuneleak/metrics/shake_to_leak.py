@@ -11,6 +11,7 @@ instead of the self-made one (lr0: on it, with a rate of zero). Metrics:
 - shift: half the difference of the amplifications of two twin bases, each of which trained on what the other held out. An effect of membership has one sign in
   both and cancels here; a shift between the two folds reverses with the labels and is what remains
 - AUC minus base best: of reference and two-score attacks, minus the base's best attack of as many model calls, chosen on the other domains
+- members regenerated and the like, CLIP R@1: see `tuneleak.metrics.regeneration`
 - KID, identity similarity, CLIP similarity: of the self-made sets (control=real: one half of the real pictures against the other)
 
 Intervals: over domains (bootstrap) from 8 domains on; below, over pictures (DeLong within each domain; repeated bases and seeds of a domain count as one).
@@ -25,7 +26,7 @@ from scipy import stats
 from tuneleak import files
 from tuneleak.attacks.membership.blind import linear_scores
 from tuneleak.errors import InputError
-from tuneleak.metrics import intervals, reading, roc
+from tuneleak.metrics import intervals, reading, regeneration, roc
 from tuneleak.metrics.finextract import COLUMNS, DECIMALS
 from tuneleak.options import ShakeEvaluateOptions
 
@@ -50,16 +51,22 @@ class Cell:
     dose: np.ndarray
 
 
-def evaluate(scores, world, out, options: ShakeEvaluateOptions, fidelity=None):
-    """Write the table (CSV; see above) of scores.csv files; world: name noted in it; fidelity: table of `tuneleak fidelity`."""
+def evaluate(scores, world, out, options: ShakeEvaluateOptions, fidelity=None, pictures=(), generations=(), thresholds=()):
+    """Write the table (CSV; see above) of scores.csv files; world: name noted in it; fidelity: table of `tuneleak fidelity`.
+
+    pictures, generations: tables of `attack regeneration`; thresholds: `<base>/thresholds.json` of `calibrate-regeneration` for each base of theirs.
+    """
     table = read_scores(scores)
     result = metrics_table(table, world, options)
+    if pictures:
+        result = pd.concat([result, regeneration.table(pictures, generations, thresholds, Rows(world, options))[COLUMNS]], ignore_index=True)
     if fidelity:
         result = pd.concat([result, fidelity_rows(pd.read_csv(fidelity, dtype={"concept": str}), world, options)], ignore_index=True)
     numbers = ["value", "ci_low", "ci_high"]
     result[numbers] = result[numbers].astype(float).round(DECIMALS)
     files.write_csv(out, result)
-    files.write_meta(out, options, scores=[str(path) for path in scores], fidelity=str(fidelity or ""), rows=len(table))
+    sources = {"scores": [str(path) for path in scores], "pictures": [str(path) for path in pictures], "fidelity": str(fidelity or "")}
+    files.write_meta(out, options, **sources, rows=len(table))
 
 
 def read_scores(paths):

@@ -27,10 +27,12 @@ _METRICS = (
     "AS", "A-ESR@", "leaked bits", "extracted set size", "similarity threshold", "MRR", "rank-", "TAR@", "cosine", "FaceSim", "agreement", "MAE",
     "FD-", "accuracy ", "audited epsilon", "trained share", "AUC", "TPR@", "amplification", "shift", "best w", "similarity", "KID", "caption accuracy",
     "held-out loss",
+    "regeneration amplification", "members ", "generations matched", "CLIP R@1",
 )  # fmt: skip
 _CHOSEN = ("best-control",)  # picked by the evaluation among rows that are there
 _METHODS = set(get_args(FinetuneOptions.model_fields["method"].annotation))
 _MEMBERSHIP = get_args(MembershipAttack)
+_REGENERATION = {f"regeneration-{measure}" for measure in ("l2", "tile", "adaptive", "aligned", "clique")}
 _VOCABULARY = {  # of each system, so that a slip in a selector is not taken for a part of the study that was left out
     "finextract": {"attack": {*get_args(ExtractionOptions.model_fields["attack"].annotation), "heldout"}, "method": _METHODS},
     "finextract-ablations": {"attack": {*get_args(ExtractionOptions.model_fields["attack"].annotation)}, "method": _METHODS},
@@ -40,7 +42,7 @@ _VOCABULARY = {  # of each system, so that a slip in a selector is not taken for
     },
     "dp-ldm": {"attack": {"audit-dirac", "audit-pictures"}, "method": {*get_args(Trainable), "base", "real"}},
     "shake-to-leak": {
-        "attack": {"model-blind", *(f"{kind}{attack}" for kind in ("", "reference-", "two-score-") for attack in _MEMBERSHIP)},
+        "attack": {"model-blind", "clip-rp", *_REGENERATION, *(f"{kind}{attack}" for kind in ("", "reference-", "two-score-") for attack in _MEMBERSHIP)},
         "method": _METHODS | {"base", "none", "others"},
     },
 }
