@@ -137,13 +137,40 @@ def shake_rows(study):
             drawn = shake.domains * (shake.synthesize.count - shake.synthesize.mixed) * shake.synthesize.steps * 2
             yield told | {"method": f"{base.name}, draw {kind}", "models": 0, "training": 0, "sampling": drawn}
         yield told | {"method": f"{base.name}, base", "models": 0, "training": 0, "sampling": scoring}
+        yield from _shake_studies(shake, told["world"], base.name, scoring // shake.domains)
+        drawn = shake.regeneration.options.count * shake.regeneration.options.steps * 2 if shake.regeneration.methods else 0
+        judged = shake.regeneration.tune_domains + shake.domains * (1 + len(shake.regeneration.methods))
+        yield told | {"method": f"{base.name}, regenerate", "models": 0, "training": 0, "sampling": drawn * judged}
         for options in shake.methods:
-            step = options.batch * (2 if options.method == "dreambooth-prior" else 1)
-            once = TRAINING_CALLS * shake.domains * options.images_per_concept * step
+            once = _trained_once(options) * shake.domains
             for source in ["self", *(shake.controls if options.method in shake.control_methods else [])]:
                 name = options.method if source == "self" else f"{options.method} ({source})"
                 steps = 1 if source == "lr0" else options.steps_per_image
                 yield told | {"method": f"{base.name}, {name}", "training": once * steps, "sampling": scoring}
+
+
+def _trained_once(options):
+    """Calls of one step per picture of one model."""
+    return TRAINING_CALLS * options.images_per_concept * options.batch * (2 if options.method == "dreambooth-prior" else 1)
+
+
+def _shake_studies(shake, world, base, per_domain):
+    """Rows of the studies, further methods and the Gaussian attack of one base; per_domain: scoring calls per model."""
+    count = shake.study_domains
+    for options in shake.further_methods:
+        told = {"world": world, "method": f"{base}, {options.method}", "models": count}
+        yield told | {"training": _trained_once(options) * options.steps_per_image * count, "sampling": per_domain * count}
+    for point in shake.studies:
+        options, drawn = shake.trained(point), shake.drawn(point)
+        pictures = (drawn.count - drawn.mixed) * (1 + (drawn.blend_share if drawn.blend else 0)) if drawn and drawn.kind not in ("instrument", "noise") else 0
+        losses = shake.set_losses.loss_draws * len(shake.set_losses.loss_timesteps) * shake.synthesize.count if point.study == "steps" else 0
+        sampling = count * (int(pictures * drawn.steps * 2 if drawn else 0) + (per_domain + losses) * options.snapshots)
+        told = {"world": world, "method": f"{base}, {point.method} {point.study}={point.value}", "models": count * options.snapshots}
+        yield told | {"training": _trained_once(options) * options.steps_per_image * count, "sampling": sampling}
+    studied = len({point.study for point in shake.studies}) + bool(shake.further_methods)  # each scores the base once more
+    models = len(shake.gaussian.perturb.sigmas) * len(shake.gaussian.perturb.seeds) + 1 if shake.gaussian.domains else 0
+    again = per_domain * (studied * count + models * shake.gaussian.domains)
+    yield {"world": world, "method": f"{base}, Gaussian, base again", "models": max(models - 1, 0), "training": 0, "sampling": again}
 
 
 def _calls(generations_per_image, steps, attack):

@@ -146,7 +146,18 @@ VERBS = [
         "finetune",
         "Fine-tune a base on a shard of concepts by one method.",
         "tuneleak.finetune.loop:finetune",
-        [BASE, IMAGES, WORLD, Argument("--split", "tune or test", kind=str), START, STOP, OUT, DEVICE, DTYPE],
+        [
+            BASE,
+            IMAGES,
+            WORLD,
+            Argument("--split", "tune or test", kind=str),
+            Argument("--models", "model set of the same method that training goes on from (default: from the base)", required=False),
+            START,
+            STOP,
+            OUT,
+            DEVICE,
+            DTYPE,
+        ],
         FinetuneOptions,
     ),
     Verb(
@@ -472,6 +483,7 @@ VERBS = [
         [
             Argument("--scores", "scores.csv of `attack membership`", many=True),
             Argument("--fidelity", "fidelity.csv of the synthetic sets", required=False),
+            Argument("--set-losses", "scores.csv of attack loss on the synthetic sets, along trajectories", many=True, required=False),
             Argument("--pictures", "pictures.csv of `attack regeneration`", many=True, required=False),
             Argument("--generations", "generations.csv of `attack regeneration`", many=True, required=False),
             Argument("--thresholds", "<base>/thresholds.json of `calibrate-regeneration`", many=True, required=False),
@@ -508,7 +520,13 @@ VERBS = [
         "figures shake-to-leak",
         "Draw the figures of the Shake-to-Leak study.",
         "tuneleak.report.figures_shake:figures",
-        [METRICS, Argument("--scores", "scores.csv of `attack membership`", many=True), OUT],
+        [
+            METRICS,
+            Argument("--scores", "scores.csv of `attack membership`", many=True),
+            Argument("--pairs", "image sets of nearest pairs from `attack regeneration`", many=True, required=False),
+            Argument("--images", "image sets with the members", many=True, required=False),
+            OUT,
+        ],
     ),
     Verb("tables", "Write the tables of the paper.", "tuneleak.report.tables:tables", [METRICS, REFERENCE, OUT]),
     Verb(

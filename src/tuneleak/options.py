@@ -162,6 +162,7 @@ class FinetuneOptions(Options):
     adversarial_radius: float = Field(0.0, ge=0, description="by how much latents are moved against the model before each step (one signed-gradient step)")
     gradient_checkpointing: bool = Field(False, description="trade time for memory (large models)")
     checkpoint_every: Positive = Field(100, description="steps between checkpoints")
+    snapshots: Positive = Field(1, description="models kept of each fine-tune, evenly spaced over its steps, the finished one being the last")
 
     @property
     def changes_data(self):
@@ -372,6 +373,7 @@ class MembershipOptions(Options):
     clid_timesteps: list[Count] = Field([440, 450, 460], min_length=1, description="timesteps of CLiD")
     clid_weight: Fraction = Field(0.9, description="weight of the discrepancy against the loss in CLiD")
     concepts: Positive | None = Field(None, description="concepts to judge where no model says which (none: all)")
+    first_concept: Count = Field(0, description="the first of these")
     seed: int = Field(0, description="seed of the noise, which belongs to the picture")
     batch: Positive = Field(256, description="samples in one call of the network")
 
@@ -386,6 +388,8 @@ class SynthesizeOptions(Options):
     guidance_scale: float = Field(3.0, ge=0, description="classifier-free guidance")
     negative_prompt: str = Field("", description="prompt that guidance leads away from")
     unrelated_caption: str = Field("art style of nobody", description="what kind unrelated draws")
+    blend: Fraction = Field(0.0, description="weight of a picture drawn under the next domain's caption that is blended into each drawn one (a defence)")
+    blend_share: Fraction = Field(1.0, description="share of the drawn pictures that are blended")
     seed: int = Field(0, description="seed of the starting noise")
     batch: Positive = Field(50, description="pictures drawn at once")
 
@@ -508,6 +512,7 @@ class RegenerationOptions(Options):
 class ShakeEvaluateOptions(Options):
     """How scores of membership and regeneration become amplifications with intervals."""
 
+    alone: list[str] = Field([], description="bases left out of the rows of all bases, because they are of another kind")
     distances: list[Fraction] = Field([0.15], description="fixed distances below which a generation counts as a match, beside the calibrated one")
 
     false_positive_rate: Fraction = Field(0.01, description="of the true-positive rate; reported only with at least 500 non-members")

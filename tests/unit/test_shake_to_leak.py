@@ -178,7 +178,9 @@ def test_every_registered_claim_finds_its_row_or_says_why_not(tmp_path):
     judged = tmp_path / "claims.csv"
     claims.claims(tmp_path / "main.csv", REFERENCE / "claims.yaml", "embedded", judged)
     found = pd.read_csv(judged).query("system == 'shake-to-leak'")
-    assert len(found) == 6 and set(found.status) <= {"consistent-direction", "opposite-direction", "inconclusive"} and set(found.unit) == {"images"}
+    assert len(found) == 7 and found.set_index("id").reason["shake-extracts-members"] == "attack 'regeneration-aligned' was not run"
+    found = found[found.id != "shake-extracts-members"]
+    assert set(found.status) <= {"consistent-direction", "opposite-direction", "inconclusive"} and set(found.unit) == {"images"}
     alone = scores(domains=3, pictures=8, bases=("H1",), methods=("dreambooth+lora",), sources=("self",))
     evaluated(alone[alone.attack == "loss"].assign(attack="secmi-stat"), tmp_path)
     claims.claims(tmp_path / "main.csv", REFERENCE / "claims.yaml", "embedded", judged)
@@ -203,7 +205,8 @@ def test_the_figures_show_bases_controls_and_doses(tmp_path, default):
 def test_bad_scores_are_named(tmp_path):
     table = scores(domains=2)
     for broken, says in (
-        (pd.concat([table, table.iloc[:1]]), "two scores"),
+        (pd.concat([table, table[table.model_id == "m"].iloc[:1]]), "two scores"),
+        (pd.concat([table, table[table.model_id == "base"].iloc[:1].assign(score=9.0)]), "jobs disagree"),
         (table.assign(pretrained=""), "--members"),
         (table.drop(columns="caption"), "caption"),
         (table.assign(score="x"), "not a number"),

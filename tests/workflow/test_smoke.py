@@ -95,7 +95,7 @@ def test_report(smoke):
         ("report/rows.py", {"draw_finextract", "draw_lora_weights", "draw_shake", "draw_dp_ldm", "draw_ablations", "write_tables", "check_claims"}),
         ("attacks/weights/spectral.py", {"train_encoder"}),  # attack_weights waits for its encoder, so Snakemake asks no further
         ("defences/transforms.py", {"train_encoder", "transform_victims", "finetune_variants"}),
-        ("attacks/membership/sima.py", {"shake_scores"}),
+        ("attacks/membership/sima.py", {"shake_scores", "shake_study_scores"}),
         ("options.py", set()),
     ],
 )

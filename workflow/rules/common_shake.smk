@@ -4,7 +4,12 @@ SHAKE_BASES = [base.name for base in SHAKE.bases]
 SHAKE_SETS = ["self", *(name for name in SHAKE.controls if name != "lr0")]  # sets of pictures; lr0 fine-tunes on the self-made one
 SHAKE_RUNS = [("self", options.method) for options in SHAKE.methods] + [(name, method) for name in SHAKE.controls for method in SHAKE.control_methods]
 SHAKE_SHARDS = range(-(-SHAKE.domains // SHAKE.shard_domains))
-SHAKE_FIGURES = ["amplification", "roc", "dose"]
+SHAKE_FIGURES = ["amplification", "roc", "dose", *(["regeneration", "pairs"] if SHAKE.regeneration.methods else [])]
+SHAKE_FIGURES += ["studies"] if SHAKE.studies or SHAKE.gaussian.domains else []
+SHAKE_POINTS = [point.name for point in SHAKE.studies]
+SHAKE_SET_POINTS = [point.name for point in SHAKE.studies if SHAKE.drawn(point)]  # with a set of their own
+SHAKE_STUDIES = sorted({point.study for point in SHAKE.studies}) + (["methods"] if SHAKE.further_methods else [])
+SHAKE_STUDY_STOP = SHAKE.first_domain + SHAKE.study_domains
 
 
 def shake_base_folder(wildcards):
@@ -83,6 +88,94 @@ def shake_fidelity_flag():
     return f"--fidelity {shake_fidelity()[0]}" if shake_fidelity() else ""
 
 
+# --- studies: recipes with something changed, further methods, and the Gaussian attack
+
+
+def shake_point(wildcards):
+    return one(SHAKE.studies, name=wildcards.point)
+
+
+def shake_point_folder(base, point):
+    return f"{RESULTS}/shake-to-leak/{base}/points/{point}"
+
+
+def shake_before(wildcards):
+    """The models that a point goes on from, if it does."""
+    point = shake_point(wildcards)
+    if point.after == "self":
+        return [f"{RESULTS}/shake-to-leak/{wildcards.base}/models/self/{point.method}/0/manifest.csv"]
+    return [f"{shake_point_folder(wildcards.base, f'{point.study}-{point.after}-{point.method}')}/manifest.csv"] if point.after else []
+
+
+def shake_before_flag(wildcards, input):
+    return f"--models {shlex.quote(str(Path(input.before[0]).parent))}" if input.before else ""
+
+
+def shake_point_set(wildcards):
+    name = wildcards.point if wildcards.point in SHAKE_SET_POINTS else "self"
+    return f"{RESULTS}/shake-to-leak/{wildcards.base}/sets/{name}/manifest.csv"
+
+
+def shake_point_drawn(wildcards):
+    return as_json(SHAKE.drawn(shake_point(wildcards)))
+
+
+def shake_point_trained(wildcards):
+    return as_json(SHAKE.trained(shake_point(wildcards)))
+
+
+def shake_point_world(wildcards):
+    """What tables call a point; of the study `steps`, whose models are told apart by their steps, the bare name."""
+    point = shake_point(wildcards)
+    return point.study if point.study == "steps" else f"{point.study}={point.value}"
+
+
+def shake_point_method(wildcards):
+    return shake_point(wildcards).method
+
+
+def shake_further_options(wildcards):
+    return as_json(one(SHAKE.further_methods, method=wildcards.further))
+
+
+def shake_study_models(wildcards):
+    if wildcards.study == "methods":
+        return [f"{RESULTS}/shake-to-leak/{wildcards.base}/further/{options.method}/manifest.csv" for options in SHAKE.further_methods]
+    return [f"{shake_point_folder(wildcards.base, point.name)}/manifest.csv" for point in SHAKE.studies if point.study == wildcards.study]
+
+
+def shake_steps_models(wildcards):
+    return [f"{shake_point_folder(wildcards.base, point.name)}/manifest.csv" for point in SHAKE.studies if point.study == "steps"]
+
+
+def shake_scores_tables():
+    """All tables of membership scores: the main study, the other studies, the Gaussian attack."""
+    folders = [f"{RESULTS}/shake-to-leak/{base}" for base in SHAKE_BASES]
+    found = [f"{folder}/scores{shard}.csv" for folder in folders for shard in SHAKE_SHARDS]
+    found += [f"{folder}/study-{name}.csv" for folder in folders for name in SHAKE_STUDIES]
+    return found + [f"{folder}/gaussian.csv" for folder in folders if SHAKE.gaussian.domains]
+
+
+def shake_set_losses():
+    return [f"{RESULTS}/shake-to-leak/{base}/set-losses.csv" for base in SHAKE_BASES] if "steps" in SHAKE_STUDIES else []
+
+
+def shake_set_losses_flag():
+    return f"--set-losses {' '.join(shake_set_losses())}" if shake_set_losses() else ""
+
+
+def shake_perturb_options():
+    return as_json(SHAKE.gaussian.perturb)
+
+
+def shake_gaussian_options():
+    return as_json(SHAKE.membership, concepts=SHAKE.gaussian.domains, first_concept=SHAKE.first_domain)
+
+
+def shake_evaluate_options():
+    return as_json(SHAKE.evaluate, alone=[base.name for base in SHAKE.bases if not base.pooled])
+
+
 # --- regeneration: pictures drawn by base and tuned models, held against members and held-outs
 
 
@@ -124,6 +217,16 @@ def shake_regeneration_flags():
     """Of `evaluate`: the tables and thresholds of regeneration, if it is run."""
     flags = [f"--pictures {' '.join(shake_regenerated_tables('pictures'))} --generations {' '.join(shake_regenerated_tables('generations'))}"]
     return " ".join(flags + ([f"--thresholds {' '.join(shake_thresholds())}"] if shake_thresholds() else [])) if shake_regenerated() else ""
+
+
+def shake_pairs():
+    return [f"{folder}/pairs/manifest.csv" for folder in shake_regenerated()]
+
+
+def shake_pairs_flag(wildcards, input):
+    """Of `figures`: the nearest pairs and the members they are near to, if pictures were drawn."""
+    folders = [" ".join(shlex.quote(str(Path(path).parent)) for path in group) for group in (input.pairs, input.images)]
+    return f"--pairs {folders[0]} --images {folders[1]}" if input.pairs else ""
 
 
 def shake_tables():

@@ -22,11 +22,12 @@ from tuneleak.models.pipeline import load_base
 LOG_EVERY = 10  # optimiser steps behind one row of train.csv
 
 
-def finetune(base, images, world, split, out, options, start=0, stop=None, device="auto", dtype="float32"):
+def finetune(base, images, world, split, out, options, start=0, stop=None, device="auto", dtype="float32", models=None):
     """Fine-tune `base` on concepts `start:stop` (manifest order) of one split of an ImageSet, one model per concept and seed.
 
     base: pipeline folder; images: ImageSet folder; world: name noted in the manifest; split: `tune` or `test`; out: folder of the ModelSet;
-    options: `FinetuneOptions`; dtype: `float32` or `bfloat16` (networks only: loss, optimiser and trained weights are float32).
+    options: `FinetuneOptions`; dtype: `float32` or `bfloat16` (networks only: loss, optimiser and trained weights are float32). models: ModelSet of the same
+    method with one model per concept and seed, from which training goes on (none: from the base).
     A killed job that is started again continues from its last checkpoint, with the same numbers. Raises `InputError` for bad input.
     """
     device, out = runtime.pick_device(device), modelset.folder_of(out)
@@ -36,12 +37,14 @@ def finetune(base, images, world, split, out, options, start=0, stop=None, devic
         # whole weights are trained from what is on disk, not from its bfloat16 rounding
         loaded = load_base(base, device, "float32" if methods.trains_whole_weights(options.method) else dtype)
         loaded.check_trainable()
-        checkpoints = out / ".checkpoints" / _job_digest(loaded, jobs, options, dtype)
-        notes, log = _train_all(loaded, jobs, options, dtype == "bfloat16", out, checkpoints)
+        before = _before(models, jobs)
+        checkpoints = out / ".checkpoints" / _job_digest(loaded, jobs, options, dtype, before)
+        notes, log = _train_all(loaded, jobs, before, options, dtype == "bfloat16", out, checkpoints)
         files.write_csv(out / "train.csv", pd.DataFrame(log, columns=["model_id", "step", "loss"]))
         facts = {"base": str(base), "images": str(images), "world": world, "split": split, "start": start, "stop": stop, "device": str(device), "dtype": dtype}
+        facts["continues"] = str(models or "")
         files.write_meta(out / "manifest.csv", options, models=len(notes), trained_weights=notes[0]["trained_weights"], **facts)
-        modelset.write(out, [note["row"] for note in notes])
+        modelset.write(out, [row for note in notes for row in [*_snapshots(note["row"], options), note["row"]]])
         shutil.rmtree(out / ".checkpoints", ignore_errors=True)
 
 
@@ -73,7 +76,33 @@ def plan(images, world, split, start, stop, options):
     return jobs
 
 
-def _train_all(base, jobs, options, autocast, out, checkpoints):
+def _before(models, jobs):
+    """The folder and manifest row that each job goes on from, by model_id; none without `models`."""
+    if models is None:
+        return {}
+    known, found = modelset.ModelSet.load(models), {}
+    for row, _ in jobs:
+        last = known.where(concept=row["concept"], method=row["method"], seed=str(row["seed"])).rows()
+        if len(last) != 1:
+            told = f"{row['method']} models of {row['concept']!r} with seed {row['seed']}"
+            raise InputError(f"{known.folder} has {len(last)} {told}; training goes on from exactly one")
+        found[row["model_id"]] = known.path(last[0]), last[0]
+    return found
+
+
+def marks(total, snapshots):
+    """The steps after which a model is kept, evenly spaced, the last one being `total`; fewer where steps are few."""
+    return sorted({max(1, round(total * (index + 1) / snapshots)) for index in range(snapshots)})
+
+
+def _snapshots(row, options):
+    """Manifest rows of the models kept on the way to the finished one of `row`."""
+    total = options.steps_per_image * row["n_images"]
+    names = [(step, f"{row['model_id']}-step{step:06d}") for step in marks(total, options.snapshots)[:-1]]
+    return [row | {"model_id": name, "file": name, "step": row["step"] - total + step} for step, name in names]
+
+
+def _train_all(base, jobs, before, options, autocast, out, checkpoints):
     checkpoints.mkdir(parents=True, exist_ok=True)
     total = options.steps_per_image * options.images_per_concept
     prior, notes, log = None, [], []
@@ -81,12 +110,12 @@ def _train_all(base, jobs, options, autocast, out, checkpoints):
         for row, pictures in jobs:
             name = row["model_id"]
             done = checkpoint.finished(checkpoints, name, out / name)
-            if done:
+            if done and all((out / kept["file"]).is_dir() for kept in _snapshots(done["row"], options)):
                 bar.update(total)
             else:
                 if options.method == "dreambooth-prior" and prior is None:
                     prior = class_latents(base, options.class_prompt, options.prior_images, options.prior_steps, options.prior_guidance_scale)
-                done = _train_one(base, row, pictures, prior, options, autocast, out, checkpoints, bar)
+                done = _train_one(base, row, pictures, prior, before.get(name), options, autocast, out, checkpoints, bar)
             notes.append(done)
             for first in range(0, total, LOG_EVERY):
                 part = done["losses"][first : first + LOG_EVERY]
@@ -94,10 +123,10 @@ def _train_all(base, jobs, options, autocast, out, checkpoints):
     return notes, log
 
 
-def _train_one(base, row, pictures, prior, options, autocast, out, checkpoints, bar):
+def _train_one(base, row, pictures, prior, before, options, autocast, out, checkpoints, bar):
     """Train, write and note one model; returns its note (see `checkpoint.finish`)."""
     name, total = row["model_id"], options.steps_per_image * row["n_images"]
-    key = (row["concept"], row["method"], row["seed"])
+    key = (row["concept"], row["method"], row["seed"]) + ((row["world"],) if before else ())  # a later round has noise of its own
     generator = runtime.generator("finetune", *key)
     shown = views.pictures(pictures.pixels(), options, key)
     latents = base.encode_images(shown.flatten(0, 1))
@@ -108,7 +137,9 @@ def _train_one(base, row, pictures, prior, options, autocast, out, checkpoints, 
     captions = told + ([options.class_prompt] if prior is not None else [])
     trainee = methods.prepare(base, options, generator, row["caption"])
     try:
-        vector = trainee.parameters.vector
+        if before:
+            trainee.load(before[0])
+        vector, kept = trainee.parameters.vector, marks(total, options.snapshots)[:-1]
         optimizer = torch.optim.AdamW([vector], lr=options.lr, weight_decay=options.weight_decay, fused=True)
         losses = torch.zeros(total, device=base.device)
         data = BatchSource(latents, prior, key, options, generator, len(base.alphas_cumprod), shown.shape[1])
@@ -121,6 +152,9 @@ def _train_one(base, row, pictures, prior, options, autocast, out, checkpoints, 
             schedule = base.alphas_cumprod, base.prediction_type
             losses[step] = training_step(base.unet, [vector], optimizer, batch, *schedule, options.max_grad_norm, autocast, options.adversarial_radius)
             bar.update()
+            if step + 1 in kept:
+                with files.atomic_folder(out / f"{name}-step{step + 1:06d}") as folder:
+                    trainee.save(folder)
             if (step + 1) % options.checkpoint_every == 0 and step + 1 < total:
                 _check_finite(losses[: step + 1], name)
                 checkpoint.save(checkpoints, name, step + 1, vector, optimizer, generator, losses)
@@ -129,7 +163,7 @@ def _train_one(base, row, pictures, prior, options, autocast, out, checkpoints, 
             trainee.save(folder)
     finally:
         methods.restore(base, trainee)
-    row = row | {"base": base.name, "step": total}
+    row = row | {"base": base.name, "step": total + (int(before[1]["step"]) if before else 0)}
     return checkpoint.finish(checkpoints, name, out / name, row, losses.tolist(), trained_weights=trainee.count)
 
 
@@ -185,10 +219,11 @@ def _check_finite(losses, name):
         raise InputError(f"{name}: the loss is not finite from step {step} on; lower lr")
 
 
-def _job_digest(base, jobs, options, dtype):
+def _job_digest(base, jobs, options, dtype, before):
     """Names everything the weights depend on, so that no checkpoint is continued under other circumstances."""
     code = [files.sha256(path) for path in sorted(Path(__file__).parent.glob("*.py"))]
     networks = [files.sha256(path) for path in sorted(base.folder.glob("*/*.safetensors"))]
     pictures = [list(images.table.sha256) for _, images in jobs]
     described = {"options": options.model_dump(exclude={"checkpoint_every"}), "jobs": [row for row, _ in jobs], "pictures": pictures}
+    described["before"] = [files.sha256(path) for folder, _ in before.values() for path in sorted(folder.rglob("*.safetensors"))]
     return files.digest(described | {"networks": networks, "code": code, "dtype": dtype, "device": base.device.type, "torch": torch.__version__})

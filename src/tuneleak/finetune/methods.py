@@ -9,9 +9,12 @@ from dataclasses import dataclass
 
 import torch
 
+from tuneleak import files
 from tuneleak.errors import InputError
 from tuneleak.models import adapters, attachments, weights
+from tuneleak.models.modelset import LORA_FILE
 
+WHOLE = {"unet": ("diffusion_pytorch_model.safetensors", ""), "text_encoder": ("model.safetensors", "text_model.")}  # file, and prefix of its names
 TEXT_ENCODER_MODULES = ["q_proj", "k_proj", "v_proj", "out_proj"]
 PARTS = {
     "end-to-end": {"unet": "whole", "text_encoder": "whole"},
@@ -85,6 +88,27 @@ class Trainee:
                 network.save_pretrained(folder / part, safe_serialization=True)
         for part in self.attached:
             part.save(folder)
+
+    def load(self, folder):
+        """Fill what is trained with the weights that `save` of the same method wrote to `folder`; `InputError` if they do not fit."""
+        if self.adapter not in ("", "lora"):
+            raise InputError(f"training goes on from whole weights, LoRAs, learned words and hypernetworks, not from a {self.adapter}")
+        if self.adapter:
+            loras = weights.read_lora(files.inside(folder, LORA_FILE), self.networks)
+            for part, network in self.networks.items():
+                if part not in loras or {name for name, _ in weights.adapted(network)} != set(loras[part].matrices):
+                    raise InputError(f"{folder} holds no LoRA of the modules of {part} that are trained here")
+                for name, module in weights.adapted(network):
+                    for own, theirs in zip((module.lora_A["default"].weight, module.lora_B["default"].weight), loras[part].matrices[name], strict=True):
+                        if own.shape != theirs.shape:
+                            raise InputError(f"{folder}: its LoRA has rank {loras[part].rank}, the one trained here {module.r['default']}")
+                        own.data.copy_(theirs)
+        else:
+            for part, network in self.networks.items():
+                name, prefix = WHOLE[part]
+                weights.load_network(network, weights.safetensors_file(files.inside(folder, part), name), prefix)
+        for part in self.attached:
+            part.fill(folder)
 
 
 def prepare(base, options, generator, caption=""):

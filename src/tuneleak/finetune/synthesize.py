@@ -6,6 +6,7 @@ Kinds of a set, one concept (domain) after another, `count` pictures each, all u
 - `another`: drawn under the caption of another domain (domain transfer)
 - `instrument`: real pictures of the domain that neither the base nor an evaluation uses
 - `noise`: pictures of independent uniform noise
+As a defence, a share of the drawn pictures can be blended with pictures drawn under the next domain's caption (`blend`, as mixup does, Zhang et al. 2018).
 `mixed` real pictures of `reference` may stand in for as many drawn ones (prior knowledge). All rows have fold `train`;
 column `source` says where a picture is from.
 """
@@ -58,6 +59,12 @@ def synthesize(images, base, out, options, reference=None, models=None, split="t
                 caption = _caption(domain, domains, options)
                 made, source = _draw(loaded, tuned, domain["concept"], caption, count, options), "drawn"
             sources = [source] * count
+            blended = round(options.blend_share * count) if drawn and options.blend else 0
+            if blended:
+                foreign = options.model_copy(update={"kind": "another"})
+                other = _draw(loaded, None, domain["concept"], _caption(domain, domains, foreign), blended, foreign)
+                made[:blended] = np.rint((1 - options.blend) * made[:blended] + options.blend * other).astype(np.uint8)
+                sources[:blended] = ["blended"] * blended
             if mixed:
                 made, sources = np.concatenate([made, _real(real, domain["concept"], mixed)]), sources + ["instrument"] * mixed
             for index, (pixels, origin) in enumerate(zip(made, sources, strict=True)):

@@ -3,11 +3,15 @@
 The table has the columns of `tuneleak.metrics.finextract.COLUMNS`. `base` is a base, or `all`; `method` is how it was fine-tuned (`base`: not at all), a
 difference `a-minus-b`, or `none` for the control that sees no model; `attack` a membership attack, `reference-<attack>` (tuned minus base score: the base as
 reference) or `two-score-<attack>` (a linear classifier of both scores, learned on other domains). `; control=<set>` in `setting`: fine-tuned on that set
-instead of the self-made one (lr0: on it, with a rate of zero). Metrics:
+instead of the self-made one (lr0: on it, with a rate of zero). `defence` says what was changed about the recipe (`rank=4`, `blend=0.5`; `steps=36`: after
+so many steps), or what was done to the weights instead of fine-tuning (`sigma=0.01`; method gaussian). Metrics:
 
 - AUC: mean over domains (and bases, seeds) of the area under the ROC curve within a domain; TPR@1%FPR: of scores standardised within domains, all together
 - amplification: AUC of the tuned model minus that of its base, same pictures, noise and caption; also `at dose <d>`, `beyond <control>`, `per domain`, and
   `pooled` (one ROC curve over all domains, interval by DeLong clustered over domains)
+- amplification beyond recipe: of a changed recipe, minus that of the recipe itself, on the domains both have
+- amplification sd over seeds, highest of seeds, held-out best: of the Gaussian attack (see `tuneleak.metrics.shake_studies`)
+- amplification at matched loss (defence `steps=matched`), set loss: along trajectories (see there)
 - shift: half the difference of the amplifications of two twin bases, each of which trained on what the other held out. An effect of membership has one sign in
   both and cancels here; a shift between the two folds reverses with the labels and is what remains
 - AUC minus base best: of reference and two-score attacks, minus the base's best attack of as many model calls, chosen on the other domains
@@ -26,15 +30,32 @@ from scipy import stats
 from tuneleak import files
 from tuneleak.attacks.membership.blind import linear_scores
 from tuneleak.errors import InputError
-from tuneleak.metrics import intervals, reading, regeneration, roc
+from tuneleak.metrics import intervals, reading, regeneration, roc, shake_studies
 from tuneleak.metrics.finextract import COLUMNS, DECIMALS
 from tuneleak.options import ShakeEvaluateOptions
 
 SYSTEM = "shake-to-leak"
 SELF = "self"
 DIFFERENCES = (("lora", "end-to-end"), ("dreambooth+lora", "dreambooth"))
+GAUSSIAN = "gaussian"
 BEST = "dreambooth+lora"  # leaks most, says the paper: compared with the mean of the other methods
-_TEXT = ["model_id", "world", "base", "concept", "method", "defence", "seed", "attack", "setting", "caption", "image_id", "image_concept", "dose", "pretrained"]
+_TEXT = [
+    "model_id",
+    "world",
+    "base",
+    "concept",
+    "method",
+    "defence",
+    "seed",
+    "step",
+    "attack",
+    "setting",
+    "caption",
+    "image_id",
+    "image_concept",
+    "dose",
+    "pretrained",
+]
 _KEY = ["base", "attack", "setting", "caption", "image_concept", "image_id"]
 
 
@@ -51,13 +72,14 @@ class Cell:
     dose: np.ndarray
 
 
-def evaluate(scores, world, out, options: ShakeEvaluateOptions, fidelity=None, pictures=(), generations=(), thresholds=()):
+def evaluate(scores, world, out, options: ShakeEvaluateOptions, fidelity=None, pictures=(), generations=(), thresholds=(), set_losses=()):
     """Write the table (CSV; see above) of scores.csv files; world: name noted in it; fidelity: table of `tuneleak fidelity`.
 
     pictures, generations: tables of `attack regeneration`; thresholds: `<base>/thresholds.json` of `calibrate-regeneration` for each base of theirs.
+    set_losses: scores.csv of attack loss on the self-made sets, along the trajectories of the study `steps`.
     """
     table = read_scores(scores)
-    result = metrics_table(table, world, options)
+    result = metrics_table(table, world, options, read_losses(set_losses))
     if pictures:
         result = pd.concat([result, regeneration.table(pictures, generations, thresholds, Rows(world, options))[COLUMNS]], ignore_index=True)
     if fidelity:
@@ -71,7 +93,13 @@ def evaluate(scores, world, out, options: ShakeEvaluateOptions, fidelity=None, p
 
 def read_scores(paths):
     """Read and join scores.csv files; `InputError` on missing columns, unknown membership, bad numbers or a score that occurs twice."""
-    table = reading.joined(paths, "scores.csv", "attack membership", _TEXT, ["score", "model_calls"], complete=["score"])
+    table = named_by_steps(reading.joined(paths, "scores.csv", "attack membership", _TEXT, ["score", "model_calls"], complete=["score"]))
+    modelless = table.model_id.isin(["base", "none"])  # scored again in every job, for the same numbers
+    again = table[modelless].duplicated([*_KEY, "model_id"])
+    grouped = table[modelless].groupby([*_KEY, "model_id"]).score
+    if (grouped.max() - grouped.min() > 1e-3 * table[modelless].score.abs().max()).any():
+        raise InputError("jobs disagree about the scores of a base; were they run with other options or another version?")
+    table = table.drop(index=again[again].index).reset_index(drop=True)
     if not table.pretrained.isin(["0", "1"]).all():
         raise InputError("a score does not say what the base was trained on; run `tuneleak attack membership` with --members")
     if table.duplicated([*_KEY, "model_id", "world", "method", "seed"]).any():
@@ -80,15 +108,32 @@ def read_scores(paths):
     return table
 
 
-def metrics_table(table, world, options):
-    """The metrics table of joined scores."""
+def named_by_steps(table):
+    """The table with `<world>=<step>` in place of a world whose models were kept after several numbers of steps."""
+    steps = table.groupby(["base", "method", "world", "seed"]).step.transform("nunique")
+    return table.assign(world=table.world.where((steps < 2) | (table.world == ""), table.world + "=" + table.step))
+
+
+def read_losses(paths):
+    """Mean denoising loss of the self-made set: columns base, method, world (`steps=<n>`; empty for the base), image_concept, loss; None without `paths`."""
+    if not paths:
+        return None
+    table = named_by_steps(reading.joined(paths, "scores.csv", "attack membership", _TEXT, ["score"], complete=["score"]))
+    keys = ["base", "method", "world", "image_concept"]
+    return (-table.groupby(keys).score.mean()).rename("loss").reset_index()
+
+
+def metrics_table(table, world, options, losses=None):
+    """The metrics table of joined scores; losses: of `read_losses`."""
     rows, made = [], Rows(world, options)
     bases = sorted(set(table[table.model_id == "base"].base))
     if not bases:
         raise InputError("no scores of a base are there; `tuneleak attack membership` scores the base in every job")
-    rows = _of_bases(table, "all", made)
+    pooled = [base for base in bases if base not in options.alone]
+    rows = _of_bases(table[table.base.isin(pooled)], "all", made, losses) if pooled else []
     for base in bases:  # of a single base, its rows stand under both names
-        rows += _of_bases(table[table.base == base], base, made) if len(bases) > 1 else [row | {"base": base} for row in rows]
+        same = pooled == [base]
+        rows += [row | {"base": base} for row in rows] if same else _of_bases(table[table.base == base], base, made, losses)
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -171,7 +216,7 @@ def cells_of(scored, base_scores):
     return cells
 
 
-def _of_bases(table, label, made):
+def _of_bases(table, label, made, losses=None):
     """All rows of a group of bases, under the name `label`."""
     rows, base_scores, calls = [], table[table.model_id == "base"], table.groupby("attack").model_calls.max()
     for (attack, setting, caption), block in base_scores.groupby(["attack", "setting", "caption"], sort=True):
@@ -184,17 +229,32 @@ def _of_bases(table, label, made):
     kinds = table[~table.model_id.isin(["base", "none"])].groupby(["attack", "setting", "caption", "method", "world"], sort=True)
     cells = {kind: cells_of(block, base_scores) for kind, block in kinds}
     for (attack, setting, caption, method, source), found in cells.items():
-        key = {"base": label, "method": method, "attack": attack, "setting": _setting(setting, caption)}
-        control = "" if source == SELF else source
+        changed = source if "=" in source else ""
+        key = {"base": label, "method": method, "attack": attack, "setting": _setting(setting, caption), "defence": changed}
+        control = "" if source == SELF or changed else source
         rows += [made.of(key, "AUC", found, auc_of(tuned), control), made.of(key, "amplification", found, difference(tuned, before), control)]
-        if control:
+        if changed:
+            rows += _shift(key, made, found)
+            recipe = cells.get((attack, setting, caption, method, SELF))
+            if recipe and method != GAUSSIAN:
+                rows.append(_paired(key, "amplification beyond recipe", found, [recipe], made))
+            rows += shake_studies.seeds(key, found, made) if method == GAUSSIAN else []
+        if control or changed:
             continue
         rows += [*_low_rate(key, made, found, tuned), *_pooled(key, made, found), *_shift(key, made, found)]
         rows += [*_doses(key, made, found, "amplification", difference(tuned, before)), *_per_domain(key, made, found)]
         for (attack_, setting_, caption_, method_, other), against in cells.items():
-            if (attack_, setting_, caption_, method_) == (attack, setting, caption, method) and other != SELF:
+            if (attack_, setting_, caption_, method_) == (attack, setting, caption, method) and other != SELF and "=" not in other:
                 rows.append(_paired(key, f"amplification beyond {other}", found, [against], made))
         rows += _with_base(key, made, found, base_scores[base_scores.caption == caption], calls)
+    if losses is not None:
+        for attack, setting, caption in sorted({kind[:3] for kind in cells}):
+            trajectories = {
+                (kind[3], kind[4]): found for kind, found in cells.items() if kind[:3] == (attack, setting, caption) and kind[4].startswith("steps=")
+            }
+            key = {"base": label, "attack": attack, "setting": _setting(setting, caption)}
+            rows += shake_studies.matched(key, trajectories, losses, made)
+        rows += shake_studies.loss_rows(losses[losses.base.isin(table.base)], label, made)
     return rows + _between_methods(cells, label, made)
 
 
@@ -299,7 +359,7 @@ def _between_methods(cells, label, made):
         for first, second in DIFFERENCES:
             if first in mine and second in mine:
                 rows.append(_paired(key | {"method": f"{first}-minus-{second}"}, "amplification", mine[first], [mine[second]], made))
-        others = [found for method, found in mine.items() if method != BEST]
+        others = [found for method, found in mine.items() if method != BEST and len(found) == len(mine.get(BEST, []))]  # not those on fewer domains
         if BEST in mine and others:
             rows.append(_paired(key | {"method": f"{BEST}-minus-others"}, "amplification", mine[BEST], others, made))
     return rows

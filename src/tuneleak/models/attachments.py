@@ -50,6 +50,10 @@ class TextualInversion(torch.nn.Module):
         """Write `learned_embeds.safetensors`, which diffusers' `load_textual_inversion` reads."""
         _write(folder, EMBEDS_FILE, {self.placeholder: self.vectors}, {"phrase": self.phrase})
 
+    def fill(self, folder):
+        """Take over the vectors that `save` wrote."""
+        _fill(files.inside(folder, EMBEDS_FILE), {self.placeholder: self.vectors})
+
     def remove(self):
         """Take the vectors out of the text encoder."""
         self._handle.remove()
@@ -103,6 +107,10 @@ class Hypernetwork(torch.nn.Module):
         """Write `hypernetwork.safetensors`, with names such as `cross-768.k.0.weight`."""
         _write(folder, HYPERNETWORK_FILE, self.networks.state_dict(), {"hidden": str(self.hidden)})
 
+    def fill(self, folder):
+        """Take over the weights that `save` wrote."""
+        _fill(files.inside(folder, HYPERNETWORK_FILE), self.networks.state_dict())
+
     def remove(self):
         """Take the hooks out of the UNet."""
         for handle in self._handles:
@@ -153,12 +161,16 @@ def _load_hypernetwork(path, unet):
 def _filled(made, path, tensors):
     """`made` with its `tensors` filled from the file, or taken off again if they do not fit."""
     try:
-        for name, value in weights.read_tensors(path, {name: tuple(tensor.shape) for name, tensor in tensors.items()}).items():
-            tensors[name].data.copy_(value)
+        _fill(path, tensors)
     except InputError:
         made.remove()
         raise
     return made
+
+
+def _fill(path, tensors):
+    for name, value in weights.read_tensors(path, {name: tuple(tensor.shape) for name, tensor in tensors.items()}).items():
+        tensors[name].data.copy_(value)
 
 
 def _header(path):

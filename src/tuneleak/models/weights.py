@@ -117,7 +117,8 @@ def read_lora(path, networks):
     """
     with opened(path) as handle:
         settings = _plain_settings(path)
-        layers = {part: dict(network.named_modules()) for part, network in networks.items()}
+        # beneath peft's layer, where one sits already, is the layer that the matrices belong to
+        layers = {part: {name: getattr(layer, "base_layer", layer) for name, layer in network.named_modules()} for part, network in networks.items()}
         pairs = {}
         for name in handle.keys():  # noqa: SIM118 (safe_open is no mapping)
             match = _LORA_KEY.match(name)
@@ -139,6 +140,13 @@ def read_lora(path, networks):
     if not loras:
         raise InputError(f"{path} holds no LoRA")
     return loras
+
+
+def adapted(network):
+    """`(name, layer)` of the layers of `network` that carry a peft adapter."""
+    from peft.tuners.lora import LoraLayer
+
+    return [(name, module) for name, module in network.named_modules() if isinstance(module, LoraLayer)]
 
 
 def detach_lora(network):

@@ -43,7 +43,7 @@ _VOCABULARY = {  # of each system, so that a slip in a selector is not taken for
     "dp-ldm": {"attack": {"audit-dirac", "audit-pictures"}, "method": {*get_args(Trainable), "base", "real"}},
     "shake-to-leak": {
         "attack": {"model-blind", "clip-rp", *_REGENERATION, *(f"{kind}{attack}" for kind in ("", "reference-", "two-score-") for attack in _MEMBERSHIP)},
-        "method": _METHODS | {"base", "none", "others"},
+        "method": _METHODS | {"base", "none", "others", "gaussian"},
     },
 }
 

@@ -1,4 +1,4 @@
-"""The figures of the Shake-to-Leak study, drawn from its tables alone: amplification, ROC curves, dose."""
+"""The figures of the Shake-to-Leak study: amplification, ROC curves, dose here; studies and regeneration in modules of their own."""
 
 from pathlib import Path
 
@@ -7,17 +7,18 @@ import numpy as np
 from tuneleak import files
 from tuneleak.errors import InputError
 from tuneleak.metrics.shake_to_leak import SELF, SYSTEM, read_scores, standardised
-from tuneleak.report import names, rows, style
+from tuneleak.report import figures_regeneration, figures_shake_studies, names, rows, style
 
 _BASES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # Okabe & Ito: one colour per base, twins beside each other
 _CONTROL = "#8A8A8A"
 
 
-def figures(metrics, scores, out):
-    """Write `<out>/shake_{amplification,roc,dose}.{pdf,png}` and `figures.meta.json`.
+def figures(metrics, scores, out, pairs=(), images=()):
+    """Write `<out>/shake_{amplification,roc,dose}.{pdf,png}` and `figures.meta.json`; `shake_studies` if the table has studies; with `pairs` also
+    `shake_{regeneration,pairs}`.
 
-    metrics: table of `tuneleak evaluate shake-to-leak` (or the joined one); scores: the scores.csv files behind it. Raises `InputError` for tables without
-    the study.
+    metrics: table of `tuneleak evaluate shake-to-leak` (or the joined one); scores: the scores.csv files behind it; pairs: image sets of `attack
+    regeneration`; images: the image sets with members. Raises `InputError` for tables without the study.
     """
     out = Path(out)
     measured = rows.read_metrics(metrics)
@@ -27,6 +28,11 @@ def figures(metrics, scores, out):
     amplification(measured, out)
     roc_curves(read_scores(scores), out)
     dose(measured, out)
+    if measured.defence.str.contains("=").any():
+        figures_shake_studies.studies(measured, out)
+    if pairs:
+        figures_regeneration.numbers(measured, out)
+        figures_regeneration.pictures(pairs, images, out)
     files.write_meta(out / "figures", None, inputs={"metrics": str(metrics), "scores": [str(path) for path in scores]})
 
 
@@ -43,7 +49,7 @@ def _bases(measured):
 
 def amplification(measured, out):
     """Tuned minus base AUC per method, a colour per base, black for all bases together; in grey the same recipe on control sets."""
-    chosen = measured[(measured.metric == "amplification") & (measured.concept == "") & ~measured.method.str.contains("-minus-")]
+    chosen = measured[(measured.metric == "amplification") & (measured.concept == "") & (measured.defence == "") & ~measured.method.str.contains("-minus-")]
     attacks, bases = _attacks(measured), _bases(measured)
     lines = [(method, "") for method in names.methods_in_order(chosen[chosen.control == ""].method)]
     lines += sorted(set(zip(chosen.method, chosen.control, strict=True)) - set(lines))

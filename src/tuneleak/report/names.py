@@ -31,6 +31,12 @@ _ATTACKS = {
     "pfami": "PFAMI",
     "clid": "CLiD",
     "model-blind": "model-blind (control)",
+    "regeneration-l2": "distance",
+    "regeneration-tile": "largest tile",
+    "regeneration-adaptive": "adaptive",
+    "regeneration-aligned": "CLIP, aligned",
+    "regeneration-clique": "cliques of ten",
+    "clip-rp": "CLIP-RP",
 }
 _METHODS = {
     "end-to-end": "end to end",
@@ -48,6 +54,7 @@ _METHODS = {
     "hypernetwork": "hypernetwork",
     "textual-inversion+hypernetwork": "textual inversion + hypernetwork",
     "textual-inversion": "textual inversion",
+    "gaussian": "random perturbation",
     "attention": "attention",
     "all": "all weights",
     "resblocks": "residual blocks",

@@ -41,7 +41,7 @@ def infer(images, base, out, options, models=(), members=None, device="auto", dt
     out, device = Path(out), runtime.pick_device(device)
     with runtime.output_lock(out):
         sets, pictures = [ModelSet.load(folder) for folder in models], [ImageSet.load(folder) for folder in images]
-        jobs = plan(sets, pictures, options.concepts)
+        jobs = plan(sets, pictures, options.concepts, options.first_concept)
         known = _members(members) if members else None
         loaded = load_base(base, device, dtype)
         stamped = [[row for _, row in jobs], [list(item.table.sha256) for item in pictures], _stamps(sets, loaded)]
@@ -62,10 +62,10 @@ def infer(images, base, out, options, models=(), members=None, device="auto", dt
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def plan(sets, pictures, limit=None):
+def plan(sets, pictures, limit=None, first=0):
     """What is scored, in order: pairs of (ModelSet or None for the base, manifest row), the base first, concept by concept.
 
-    limit: concepts, where no model says which (none: all).
+    limit: concepts from number `first` on, where no model says which (none: all).
     """
     known = {concept for item in pictures for concept in item.table.concept}
     rows = [(models, row) for models in sets for row in models.rows()]
@@ -73,7 +73,7 @@ def plan(sets, pictures, limit=None):
         if row["concept"] and row["concept"] not in known:
             raise InputError(f"model {row['model_id']} is about {row['concept']!r}, of whom the image sets hold no picture")
     named = list(dict.fromkeys(row["concept"] for _, row in rows if row["concept"]))
-    concepts = named or list(dict.fromkeys(concept for item in pictures for concept in item.table.concept))[:limit]
+    concepts = named or list(dict.fromkeys(concept for item in pictures for concept in item.table.concept))[first:][:limit]
     rows = [(models, row | {"concept": concept}) for models, row in rows for concept in ([row["concept"]] if row["concept"] else concepts)]
     if not concepts:
         raise InputError("the image sets are empty: there is nothing to score")

@@ -1,0 +1,121 @@
+"""Studies of Shake-to-Leak: changed recipes, the best of random draws, methods at equal loss."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tuneleak.metrics import roc, shake_studies, shake_to_leak
+from tuneleak.options import ShakeEvaluateOptions
+from tuneleak.report import figures_shake
+from tuneleak.report import rows as report_rows
+
+OPTIONS = ShakeEvaluateOptions(bootstrap=100)
+COLUMNS = [*shake_to_leak._TEXT, "score", "model_calls"]
+
+
+def scores(models, domains=3, pictures=40, seed=0):
+    """Made-up scores; models: (method, world, step, model seed, effect on members, noise)."""
+    rng, found = np.random.default_rng(seed), []
+    for domain in range(domains):
+        before = rng.normal(size=2 * pictures)
+        member = np.arange(2 * pictures) % 2
+        told = dict.fromkeys(COLUMNS, "") | {
+            "base": "H1",
+            "attack": "loss",
+            "setting": "t=1",
+            "caption": "true",
+            "image_concept": f"d{domain}",
+            "model_calls": 1,
+        }
+        parts = [("base", ("", "", "", "", 0, 0))] + [("m", model) for model in models]
+        for name, (method, world, step, number, effect, noise) in parts:
+            row = told | {"model_id": name, "method": method, "world": world, "step": step, "seed": number, "concept": f"d{domain}" if method else ""}
+            after = before + effect * member + noise * rng.normal(size=2 * pictures)
+            found += [row | {"image_id": f"{domain}-{i}", "pretrained": str(member[i]), "score": after[i]} for i in range(2 * pictures)]
+    return pd.DataFrame(found, columns=COLUMNS)
+
+
+def evaluated(table, folder, losses=None):
+    table.to_csv(folder / "scores.csv", index=False)
+    if losses is not None:
+        losses.to_csv(folder / "losses.csv", index=False)
+    arguments = {"set_losses": [folder / "losses.csv"]} if losses is not None else {}
+    shake_to_leak.evaluate([folder / "scores.csv"], "named", folder / "main.csv", OPTIONS, **arguments)
+    return report_rows.read_metrics(folder / "main.csv")
+
+
+def one(table, **values):
+    for name, value in ({"base": "all", "control": "", "concept": "", "method": "lora", "metric": "amplification"} | values).items():
+        table = table[table[name] == value]
+    assert len(table) == 1, f"{len(table)} rows for {values}"
+    return table.iloc[0]
+
+
+def test_a_changed_recipe_stands_beside_the_recipe_and_is_no_control(tmp_path):
+    models = [("lora", "self", "12", "0", 0.5, 0.1), ("lora", "rank=4", "12", "0", 1.5, 0.1), ("lora", "lr0", "1", "0", 0, 0)]
+    table = evaluated(scores(models), tmp_path)
+    beyond = one(table, defence="rank=4", metric="amplification beyond recipe")
+    assert beyond.value == pytest.approx(one(table, defence="rank=4").value - one(table, defence="").value, abs=1e-6) and beyond.ci_low > 0
+    assert not ((table.metric == "amplification beyond rank=4") | (table.control == "rank=4")).any() and one(table, defence="", control="lr0").value == 0
+    figures_shake.figures(tmp_path / "main.csv", [tmp_path / "scores.csv"], tmp_path / "figures")
+    assert (tmp_path / "figures" / "shake_studies.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_best_of_random_draws_is_luck_until_it_is_judged_on_other_pictures(tmp_path):
+    told, made, numbers = {"method": "gaussian", "defence": "sigma=0.1"}, shake_to_leak.Rows("named", OPTIONS), []
+    key = {"base": "H1", "method": "gaussian", "attack": "loss", "setting": "t"}
+    for seed in range(10):
+        table = scores([("gaussian", "sigma=0.1", "0", str(i), 0.0, 1.0) for i in range(8)], domains=2, pictures=30, seed=seed)
+        cells = shake_to_leak.cells_of(table[table.model_id == "m"], table[table.model_id == "base"])
+        rows = {row["metric"]: row for row in shake_studies.seeds(key, cells, made)}
+        gains = [shake_studies.gain(cell)[0] for cell in cells]
+        numbers.append([rows["amplification highest of seeds"]["value"], rows["amplification held-out best"]["value"], np.mean(gains)])
+        spread = rows["amplification sd over seeds"]
+        by_seed = [np.mean([gain for gain, cell in zip(gains, cells, strict=True) if cell.seed == str(i)]) for i in range(8)]
+        assert spread["ci_low"] < spread["value"] == pytest.approx(np.std(by_seed, ddof=1)) < spread["ci_high"] and spread["n"] == 8
+    highest, honest, mean = np.mean(numbers, axis=0)
+    assert highest > mean + 0.05 and abs(honest - mean) < 0.04
+    real = evaluated(scores([("gaussian", "sigma=0.1", "0", str(i), 1.0 * (i == 3), 0.3) for i in range(6)]), tmp_path)
+    assert one(real, **told, metric="amplification held-out best").ci_low > 0.1, "a draw that does help is found on either half"
+
+
+def test_both_halves_of_a_domain_hold_half_of_its_members():
+    labels = np.arange(21) % 3 == 0
+    cell = shake_to_leak.Cell("H1", "0", "d", labels, np.arange(21.0), np.arange(21.0), np.full(21, ""))
+    first, second = shake_studies.half(cell, 0), shake_studies.half(cell, 1)
+    assert sorted([*first.tuned, *second.tuned]) == list(range(21)) and (first.labels.sum(), second.labels.sum()) == (3, 4)
+    assert (shake_studies.half(shake_studies.replace(cell, seed="7"), 0).tuned == first.tuned).all()
+
+
+def test_the_level_that_all_methods_reach_is_interpolated():
+    curve = [("", 1.0), ("steps=2", 0.8), ("steps=4", 0.4)]
+    assert shake_studies.blend(curve, 0.5) == pytest.approx({"steps=2": 0.25, "steps=4": 0.75})
+    assert shake_studies.blend(curve, 0.8) == {"steps=2": 1.0} and shake_studies.blend(curve, 0.4) == {"steps=4": 1.0}
+    assert shake_studies.blend([("", 1.0), ("steps=2", 1.1)], 0.9) == {"": 1.0}, "one that never gets there: its nearest point"
+
+
+def test_methods_are_compared_where_their_losses_meet(tmp_path):
+    models = [(method, "steps", str(step), "0", effect * step, 0.05) for method, effect in (("lora", 0.1), ("end-to-end", 0.3)) for step in (4, 8)]
+    table = scores(models)
+    level = {("", ""): 1.0, ("lora", "4"): 0.9, ("lora", "8"): 0.7, ("end-to-end", "4"): 0.8, ("end-to-end", "8"): 0.4}
+    losses = table.assign(score=[-level[method, step] for method, step in zip(table.method, table.step, strict=True)])
+    found = evaluated(table, tmp_path, losses)
+    assert one(found, metric="set loss", defence="steps=8").value == pytest.approx(0.7) and one(found, metric="set loss", method="base").value == pytest.approx(
+        1.0
+    )
+    told = {"defence": "steps=matched", "metric": "amplification at matched loss"}
+    assert one(found, **told).value == pytest.approx(one(found, defence="steps=8").value, abs=1e-6), ".7 is where lora ends"
+    between = 0.75 * one(found, method="end-to-end", defence="steps=4").value + 0.25 * one(found, method="end-to-end", defence="steps=8").value
+    assert one(found, method="end-to-end", **told).value == pytest.approx(between, abs=1e-6)
+
+
+def test_a_base_that_stands_alone_is_not_pooled(tmp_path):
+    table = scores([("lora", "self", "12", "0", 0.5, 0.1)])
+    both = pd.concat([table, table.assign(base="wide", score=-table.score)])
+    both.to_csv(tmp_path / "scores.csv", index=False)
+    shake_to_leak.evaluate([tmp_path / "scores.csv"], "named", tmp_path / "main.csv", OPTIONS.model_copy(update={"alone": ["wide"]}))
+    found = report_rows.read_metrics(tmp_path / "main.csv")
+    assert one(found).value == one(found, base="H1").value > 0 > one(found, base="wide").value
+    labels = table[table.model_id == "base"].pretrained == "1"
+    before = table[(table.model_id == "base") & (table.image_concept == "d0")]
+    assert roc.auc(before.score[labels[before.index]], before.score[~labels[before.index]]) == pytest.approx(0.5, abs=0.15)
