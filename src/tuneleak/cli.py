@@ -536,6 +536,18 @@ VERBS = [
         [METRICS, Argument("--claims", "claims.yaml"), Argument("--preset", "name of the preset", kind=str), OUT_FILE],
     ),
     Verb(
+        "pilot",
+        "Hold the deviations that the endpoints assume against a run on tune concepts.",
+        "tuneleak.report.pilot:pilot",
+        [
+            METRICS,
+            Argument("--claims", "claims.yaml"),
+            Argument("--preset", "name of the preset", kind=str),
+            Argument("--concepts", "concepts that the run's intervals are over", kind=int),
+            OUT_FILE,
+        ],
+    ),
+    Verb(
         "paper",
         "Typeset the paper of a run; every number comes from a file.",
         "tuneleak.report.paper:paper",

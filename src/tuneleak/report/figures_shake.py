@@ -110,7 +110,7 @@ def roc_curves(scores, out):
 def dose(measured, out):
     """AUC of the base, and amplification by each method, of members that the base saw once or more often."""
     known = measured[measured.metric.str.contains(" at dose ") & (measured.base == "all")]
-    known = known.assign(dose=known.metric.str.rpartition(" ")[2].astype(float), what=known.metric.str.partition(" at dose")[0])
+    known = known.assign(dose=known.metric.str.split(" ").str[-1].astype(float), what=known.metric.str.split(" at dose").str[0])
     attacks = sorted(set(known.attack))
     with style.figure(style.TEXT_WIDTH, 3.2) as figure:
         grid = figure.subplots(2, max(len(attacks), 1), squeeze=False, sharex=True, sharey="row")

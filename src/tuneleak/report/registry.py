@@ -123,6 +123,11 @@ def load(path, preset):
     return Registry(found, claims.confidence, endpoints.power)
 
 
+def planned_concepts(path):
+    """{world: concepts of the recorded preset}, from endpoints.yaml beside claims.yaml at `path`."""
+    return _read(Path(path).with_name("endpoints.yaml"), _Endpoints).concepts
+
+
 def published_rows(reference, system):
     """The sourced numbers of a system's paper: published/<system>.csv, indexed by `id`, with `value` as float."""
     path = Path(reference) / "published" / f"{system}.csv"
