@@ -60,7 +60,7 @@ def test_makes_everything(smoke):
     assert {"reference", "cutout", "cutout-minus-reference"} <= set(ablations.defence) and {"AS", "best w", "similarity", "KID"} <= set(ablations.metric)
     for name in ("ablations", "defences"):
         assert results(smoke, f"figures/ablations/{name}.png").read_bytes().startswith(b"\x89PNG")
-    for name in ("amplification", "roc", "dose"):
+    for name in ("amplification", "roc", "dose", "regeneration", "pairs", "studies"):
         assert results(smoke, f"figures/shake-to-leak/shake_{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
