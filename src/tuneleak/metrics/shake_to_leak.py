@@ -81,7 +81,7 @@ def evaluate(scores, world, out, options: ShakeEvaluateOptions, fidelity=None, p
     table = read_scores(scores)
     result = metrics_table(table, world, options, read_losses(set_losses))
     if pictures:
-        result = pd.concat([result, regeneration.table(pictures, generations, thresholds, Rows(world, options))[COLUMNS]], ignore_index=True)
+        result = pd.concat([result, regeneration.table(pictures, generations, thresholds, Rows(world, options))[list(COLUMNS)]], ignore_index=True)
     if fidelity:
         result = pd.concat([result, fidelity_rows(pd.read_csv(fidelity, dtype={"concept": str}), world, options)], ignore_index=True)
     numbers = ["value", "ci_low", "ci_high"]
