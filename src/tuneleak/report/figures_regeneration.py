@@ -9,7 +9,7 @@ from tuneleak.report import names, style
 from tuneleak.report.pictures import training_pictures
 
 _PAIRS = 6  # domains shown
-_CELL, _GAP, _LABELS, _TEXT = 0.52, 0.04, 0.95, 0.13  # inches
+_CELL, _GAP, _LABELS, _TEXT = 0.52, 0.04, 1.15, 0.13  # inches
 _PIXELS = 160
 
 
