@@ -63,4 +63,4 @@ def test_the_full_preset_studies_what_the_paper_leaves_open():
     assert [point.after for point in by_study["rounds"]] == ["self", "2", "3", "4"], "five rounds"
     assert {point.method for point in by_study["steps"]} == {options.method for options in shake.methods}
     methods = {options.method for options in [*shake.methods, *shake.further_methods]}
-    assert len(methods) == 11, "every method of the package"
+    assert len(methods) == 11, "the nine of the paper, prior preservation, and LoRA with text encoder"
