@@ -24,11 +24,20 @@ def load(configuration, overlay=None):
     """The validated configuration of config.yaml with a preset's overlay merged as Snakemake merges them (dicts deeply, lists replaced)."""
     import yaml
 
-    merged = {}
-    for path in filter(None, (configuration, overlay)):
+    read = []
+    for path in filter(None, (overlay, configuration)):
         if not Path(path).is_file():
-            raise InputError(f"{path}: no such file")
-        _merge(merged, yaml.safe_load(Path(path).read_text(encoding="utf-8")))
+            raise InputError(f"{path}: no such file; check the path")
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # of YAML, of UTF-8 or of a date that does not exist, of endless nesting
+            raise InputError(f"{path} is not valid YAML ({error}); mend it there") from None
+        if not isinstance(values, dict):
+            raise InputError(f"{path} must hold keys and values (as config.yaml does), not {type(values).__name__}")
+        read.append(values)
+    merged = read.pop()
+    for values in read:
+        _merge(merged, values)
     return config.load(merged)
 
 

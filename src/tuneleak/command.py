@@ -79,8 +79,8 @@ def _add_option_flags(parser, model):
 def _read_options(model, namespace):
     try:
         values = json.loads(getattr(namespace, "options", "{}"))
-    except ValueError as error:
-        raise InputError(f"--options is not valid JSON: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f'--options is not valid JSON ({error}); it must be an object such as {{"seed": 1}}') from None
     if not isinstance(values, dict):
         raise InputError(f'--options must be a JSON object such as {{"seed": 1}}, not {type(values).__name__}')
     for name, info in model.model_fields.items():
@@ -90,13 +90,13 @@ def _read_options(model, namespace):
         elif text is not None:
             try:
                 values[name] = json.loads(text)
-            except ValueError:
+            except (ValueError, RecursionError):
                 values[name] = text
     try:
         return model.model_validate(values)
     except ValidationError as error:
         lines = [f"  --{'.'.join(map(str, item['loc'])).replace('_', '-')}: {item['msg']}" for item in error.errors()]
-        raise InputError("these options are not valid:\n" + "\n".join(lines)) from None
+        raise InputError("these options are not valid; mend them:\n" + "\n".join(lines)) from None
 
 
 def run(parser, argv=None):
@@ -115,8 +115,14 @@ def run(parser, argv=None):
             raise
         print(f"tuneleak: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except OSError as error:
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, FileExistsError, PermissionError) as error:
         if namespace.debug:
             raise
-        print(f"tuneleak: error: {error} (--debug shows where)", file=sys.stderr)
+        print(f"tuneleak: error: {error}; check that path and who may read or write it (--debug shows where it was needed)", file=sys.stderr)
+        raise SystemExit(2) from None
+    except (OSError, MemoryError) as error:
+        if namespace.debug:
+            raise
+        told = error if str(error) else "there is not enough memory; give less at once"
+        print(f"tuneleak: error: {told} (--debug shows where)", file=sys.stderr)
         raise SystemExit(1) from None

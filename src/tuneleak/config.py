@@ -618,7 +618,7 @@ def load(values):
         return Config.model_validate(values)
     except ValidationError as error:
         lines = [f"  {'.'.join(map(str, item['loc'])) or 'config'}: {item['msg']}" for item in error.errors()]
-        raise InputError("the configuration is not valid:\n" + "\n".join(lines)) from None
+        raise InputError("the configuration is not valid; mend these keys:\n" + "\n".join(lines)) from None
 
 
 def one(items, **values):

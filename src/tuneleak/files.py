@@ -64,9 +64,39 @@ def read_json(path):
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from None
+        raise InputError(f"{path}: no such file; check the path") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not valid JSON ({error}); make or fetch it again") from None
+
+
+def read_object(path, *keys):
+    """Read a JSON file that must hold an object with these keys."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise InputError(f"{path} must hold a JSON object, not {type(value).__name__}; make or fetch it again")
+    missing = [key for key in keys if key not in value]
+    if missing:
+        raise InputError(f"{path} lacks {', '.join(missing)}; make or fetch it again")
+    return value
+
+
+def read_table(path, columns=(), advice="make it again"):
+    """Read a CSV file as a pandas table of strings (empty cells are empty strings).
+
+    columns: those it must have; advice: what to do about a file that is no such table. Raises `InputError` for anything else.
+    """
+    import pandas as pd
+
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8").fillna("")  # rows that are too short have holes
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; {advice}") from None
+    except ValueError as error:  # pandas' own errors and those of UTF-8 are ValueErrors
+        raise InputError(f"{path} cannot be read as a UTF-8 CSV table ({' '.join(str(error).split())}); {advice}") from None
+    missing = [name for name in columns if name not in table]
+    if missing:
+        raise InputError(f"{path} lacks the columns {', '.join(missing)}; {advice}")
+    return table
 
 
 def write_csv(path, table):
@@ -110,7 +140,7 @@ def inside(folder, relative):
     except (OSError, RuntimeError, ValueError):  # a link that leads to itself, or a NUL byte in the name
         safe = False
     if not safe:
-        raise InputError(f"{str(relative)!r} in {folder} points outside that folder; refused")
+        raise InputError(f"{str(relative)!r} in {folder} points outside that folder; refused, use a path inside it")
     return path
 
 

@@ -33,12 +33,9 @@ class ImageSet:
         manifest = folder / "manifest.csv"
         if not manifest.is_file():
             raise InputError(f"{folder} is not an image set: it has no manifest.csv (make one with `tuneleak render` or `tuneleak import-images`)")
-        table = pd.read_csv(manifest, dtype=str, keep_default_na=False)
-        missing = [name for name in COLUMNS if name not in table]
-        if missing:
-            raise InputError(f"{manifest} lacks the columns {', '.join(missing)}")
+        table = files.read_table(manifest, COLUMNS, "make the image set again with `tuneleak render` or `tuneleak import-images`")
         if table.image_id.duplicated().any():
-            raise InputError(f"{manifest}: image_id {table.image_id[table.image_id.duplicated()].iloc[0]!r} occurs twice")
+            raise InputError(f"{manifest}: image_id {table.image_id[table.image_id.duplicated()].iloc[0]!r} occurs twice; make the image set again")
         return cls(folder, table)
 
     def __len__(self):
@@ -57,7 +54,7 @@ class ImageSet:
         chosen = names[start:stop]
         if start < 0 or not chosen or (stop is not None and stop > len(names)):
             asked, where = f"{start}:{'' if stop is None else stop}", f" in split {split!r}" if split else ""
-            raise InputError(f"{self.folder} has {len(names)} concepts{where}; the slice {asked} is empty or leaves them")
+            raise InputError(f"{self.folder} has {len(names)} concepts{where}; the slice {asked} is empty or leaves them, choose another")
         return chosen
 
     def pixels(self):
@@ -68,10 +65,16 @@ class ImageSet:
             raise InputError(f"no picture of {self.folder} was selected")
         pictures = []
         for name in self.table.file:
-            with Image.open(files.inside(self.folder, name)) as picture:
-                pictures.append(np.asarray(picture.convert("RGB")))
-        if len({picture.shape for picture in pictures}) > 1:
-            raise InputError(f"{self.folder} holds pictures of several sizes; import it with --size")
+            path = files.inside(self.folder, name)
+            try:
+                with Image.open(path, formats=("PNG",)) as picture:
+                    if pictures and picture.size != pictures[0].shape[1::-1]:
+                        raise InputError(f"{self.folder} holds pictures of several sizes ({name} is {picture.size}); import it with --size")
+                    pictures.append(np.asarray(picture.convert("RGB")))
+            except InputError:
+                raise
+            except Exception as error:  # decoders of broken files raise OSError, SyntaxError, struct.error, zlib.error and more
+                raise InputError(f"{path} is not a readable PNG file ({error}); make the image set again") from None
         return np.stack(pictures)
 
 

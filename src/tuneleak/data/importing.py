@@ -43,7 +43,7 @@ def import_images(source, out, options):
         rows, skipped = _read(source, found, options, spool)
         if not rows:
             first = f"; the first: {skipped[0][0]} {skipped[0][1]}" if skipped else ""
-            raise InputError(f"{source}: none of its {found.total} pictures can be used{first}")
+            raise InputError(f"{source}: none of its {found.total} pictures can be used{first}; put readable pictures there")
         rows = _arrange(rows, options)
         pixels = np.memmap(spool, np.uint8, "r", shape=(len(rows), options.size, options.size, 3))
         order = runtime.progress([row.pop("position") for row in rows], "writing pictures")
@@ -69,12 +69,14 @@ def draw(names, count, *key):
 
 def _check(source, out, options):
     if not source.is_dir():
-        hint = "; unpack it first, and give the folder" if source.is_file() else ""
-        raise InputError(f"{source}: no such folder{hint}")
+        hint = "unpack it first, and give the folder" if source.is_file() else "check the path"
+        raise InputError(f"{source}: no such folder; {hint}")
     if out.resolve().is_relative_to(source.resolve()) or source.resolve().is_relative_to(out.resolve()):
         raise InputError(f"the image set {out} and its source {source} must not lie inside each other")
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not _is_ours(out))):
         raise InputError(f"{out} exists and is not an image set; choose a new folder")
+    if options.size**2 > options.max_pixels:
+        raise InputError(f"--size {options.size} makes pictures of more than max_pixels = {options.max_pixels} pixels; use a smaller --size")
     unknown = re.search(r"\{(?!concept\})[^}]*\}?", options.caption)
     if unknown:
         raise InputError(f"--caption: {unknown.group()!r} is not known; only {{concept}} is replaced")

@@ -50,7 +50,9 @@ def find(root):
         source = _from_folders(root, pictures, links)
     else:
         held = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in sorted(ignored.items())) or "nothing"
-        raise InputError(f"{root} holds no pictures ({', '.join(SUFFIXES)}), no metadata.csv and no parquet files; it holds {held}")
+        raise InputError(
+            f"{root} holds no pictures ({', '.join(SUFFIXES)}), no metadata.csv and no parquet files; it holds {held}; give the folder that has them"
+        )
     source.facts["ignored_files"] = dict(sorted(ignored.items()))
     return source
 
@@ -129,7 +131,7 @@ def _from_tables(root, tables, n_pictures):
         for _, row in table.iterrows():
             path = relative.parent / row["file_name"].strip()
             if path in seen:
-                raise InputError(f"{root / relative} lists {row['file_name']!r} twice")
+                raise InputError(f"{root / relative} lists {row['file_name']!r} twice; remove one of the rows")
             seen.add(path)
             folder = text(path.parent.name) if path.parent.name.lower() not in {"", *SPLIT_FOLDERS} else root.name
             entries.append(_file(root, path, row[concept].strip() if concept else folder, row[caption] if caption else ""))

@@ -38,7 +38,7 @@ def quantise_transform(lora, strength, generator):
     """A and B rounded to integers of `strength` bits, one symmetric scale for each matrix (8: int8; 4: int4)."""
     bits = int(strength)
     if bits != strength or not 2 <= bits <= 16:
-        raise InputError(f"quantise takes a whole number of bits from 2 to 16 as strength, not {strength:g}")
+        raise InputError(f"quantise takes a whole number of bits: --strength must be from 2 to 16, not {strength:g}")
     top = 2 ** (bits - 1) - 1
 
     def rounded(matrix):
@@ -52,7 +52,7 @@ def truncate_transform(lora, strength, generator):
     """The update's best approximation of rank `strength` (Eckart and Young 1936), in factors of the old shape."""
     keep = int(strength)
     if keep != strength or not 1 <= keep <= lora.rank:
-        raise InputError(f"truncate keeps a whole number of ranks from 1 to {lora.rank}, not {strength:g}")
+        raise InputError(f"truncate keeps a whole number of ranks: --strength must be from 1 to {lora.rank}, not {strength:g}")
 
     def truncated(a, b):
         u, s, v = (part[0] for part in canonical((a[None], b[None])))
@@ -89,9 +89,7 @@ def transform(models, base, out, options):
         (out / "manifest.csv").unlink(missing_ok=True)
         rows = []
         for row in runtime.progress(source.rows(), f"transform {options.kind}"):
-            path = source.path(row) / LORA_FILE
-            if not path.is_file():
-                raise InputError(f"model {row['model_id']} of {source.folder} is not a LoRA in a folder of its own; weight transforms are for those")
+            path = weights.safetensors_file(source.path(row), LORA_FILE)  # weight transforms are for LoRAs in folders of their own
             read = weights.read_lora(path, {"unet": loaded.unet, "text_encoder": loaded.text_encoder})
             with files.atomic_folder(out / row["file"]) as folder:
                 weights.write_matrices(folder, apply(read, options, row["model_id"]))

@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 
 from tuneleak import files
+from tuneleak.errors import InputError
+from tuneleak.models import weights
 
 
 def save(folder, name, step, vector, optimizer, generator, losses):
@@ -33,13 +35,15 @@ def save(folder, name, step, vector, optimizer, generator, losses):
 
 def load(folder, name, vector, optimizer, generator, losses):
     """Restore the state in place and return its step; 0 (and nothing touched) without a checkpoint."""
-    from safetensors.torch import load_file
-
     folder = Path(folder)
     if not (folder / f"{name}.json").is_file():
         return 0
-    state = files.read_json(folder / f"{name}.json")
-    tensors = load_file(files.inside(folder, state["file"]))
+    state = files.read_object(folder / f"{name}.json", "step", "file")
+    path = files.inside(folder, state["file"])
+    tensors = weights.load_tensors(path, f"remove {folder} to begin again")
+    fits = tensors.keys() >= {"weights", "losses", "exp_avg", "exp_avg_sq", "optimizer_step", "generator"}
+    if not fits or tensors["weights"].shape != vector.shape or tensors["losses"].shape != losses.shape:
+        raise InputError(f"{path} is no checkpoint of this fine-tune; remove {folder} to begin again")
     with torch.no_grad():
         vector.copy_(tensors["weights"])
         losses.copy_(tensors["losses"])

@@ -18,6 +18,7 @@ from tuneleak import files
 from tuneleak.errors import InputError
 from tuneleak.metrics import reading
 from tuneleak.metrics.finextract import COLUMNS, DECIMALS
+from tuneleak.models.modelset import ModelSet
 
 UTILITY = ["world", "base", "method", "defence", "seed", "metric", "block", "value", "ci_low", "ci_high", "standard_error", "n", "image_hits"]
 NUMBERS = ["value", "ci_low", "ci_high", "standard_error", "n"]
@@ -37,8 +38,8 @@ def evaluate(utility, out, options, models=(), further=()):
     rows += _differences(table, options.confidence)
     for folder in models:
         rows += _facts(Path(folder))
-    for path in further:
-        rows += pd.read_csv(path, dtype={"seeds": str}, keep_default_na=False).to_dict("records")
+    if further:
+        rows += reading.joined(further, "table", "audit", COLUMNS, ["value", "ci_low", "ci_high"]).to_dict("records")
     result = pd.DataFrame(rows, columns=COLUMNS)
     result[["value", "ci_low", "ci_high"]] = result[["value", "ci_low", "ci_high"]].astype(float).round(DECIMALS)
     twice = result[result.duplicated(list(COLUMNS[:8]))]
@@ -53,7 +54,9 @@ def read_utility(paths):
     table = reading.joined(paths, "utility.csv", "measure dp-ldm", UTILITY, NUMBERS, complete=["value"])
     twice = table[table.duplicated([*GROUP, "seed"])]
     if len(twice):
-        raise InputError(f"method {twice.iloc[0].method!r}, {twice.iloc[0].defence!r}, seed {twice.iloc[0].seed!r} was measured twice")
+        raise InputError(
+            f"method {twice.iloc[0].method!r}, {twice.iloc[0].defence!r}, seed {twice.iloc[0].seed!r} was measured twice; was a shard given twice?"
+        )
     return table
 
 
@@ -118,9 +121,9 @@ def _difference(facts, first, second, confidence):
 def _facts(folder):
     """What the privacy.json files of a ModelSet say, once per budget (all seeds of a cell share it)."""
     folder = folder.parent if folder.name == "manifest.csv" else folder
-    manifest, rows = pd.read_csv(folder / "manifest.csv", dtype=str, keep_default_na=False), []
+    manifest, rows = ModelSet.load(folder).table, []
     for (world, base, method, defence), group in manifest.groupby(["world", "base", "method", "defence"]):
-        facts = files.read_json(files.inside(folder, f"{group.file.iloc[0]}/privacy.json"))
+        facts = files.read_object(files.inside(folder, f"{group.file.iloc[0]}/privacy.json"), *FACTS, "steps")
         for name, metric in FACTS.items():
             if facts[name] != "infinity":
                 key = {"world": world, "base": base, "method": method, "defence": defence, "metric": metric, "block": ""}

@@ -64,13 +64,20 @@ def evaluate(matches, out, options: EvaluateOptions, tau=()):
     On tune matches with many guidance settings it gives the AS of each; `best_setting` then names the best.
     """
     table = read_matches(matches)
-    taus = {facts["world"]: float(facts["tau"]) for facts in map(files.read_json, tau)}
+    taus = {facts["world"]: _tau(facts, path) for path in tau for facts in [files.read_object(path, "world", "tau")]}
     missing = sorted(set(table.world) - set(taus)) if taus else []
     if missing:
         raise InputError(f"no tau.json was given for the world {missing[0]!r}; run `tuneleak calibrate` for it")
     result = metrics_table(table, taus, options)
     files.write_csv(out, result)
     files.write_meta(out, options, matches=[str(path) for path in matches], tau=taus, rows=len(table))
+
+
+def _tau(facts, path):
+    value = facts["tau"]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value) or not isinstance(facts["world"], str):
+        raise InputError(f"{path}: tau must be a finite number and world a name; make it again with `tuneleak calibrate`")
+    return float(value)
 
 
 def read_matches(paths):

@@ -1,7 +1,5 @@
 """The verb `join-metrics`: the metrics tables of all studies as one."""
 
-from pathlib import Path
-
 import pandas as pd
 
 from tuneleak import files
@@ -18,17 +16,16 @@ def join(metrics, out):
     """
     tables = []
     for path in metrics:
-        if not Path(path).is_file():
-            raise InputError(f"{path}: no such file")
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        table = files.read_table(path, advice="make it with `tuneleak evaluate`")
         if list(table) != list(COLUMNS):
-            raise InputError(f"{path} has the columns {', '.join(table)}; a metrics table has {', '.join(COLUMNS)}")
+            raise InputError(f"{path} has the columns {', '.join(table)}; a metrics table must have {', '.join(COLUMNS)}")
         tables.append(table)
     if not tables:
         raise InputError("there are no metrics to join")
     result = pd.concat(tables, ignore_index=True)
     twice = result[result.duplicated(KEY)]
     if len(twice):
-        raise InputError(f"two rows describe the same number: {', '.join(f'{name}={value}' for name, value in twice.iloc[0][KEY].items())}")
+        told = ", ".join(f"{name}={value}" for name, value in twice.iloc[0][KEY].items())
+        raise InputError(f"two rows describe the same number: {told}; give each table once")
     files.write_csv(out, result)
     files.write_meta(out, None, metrics=[str(path) for path in metrics], rows=len(result))

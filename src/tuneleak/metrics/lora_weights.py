@@ -144,8 +144,9 @@ def _sizes(paths, options):
     """MAE of each classifier of the number of training pictures, and its paired difference to always saying the median."""
     if not paths:
         return []
-    table = pd.concat([pd.read_csv(path, dtype=str, keep_default_na=False) for path in paths], ignore_index=True)
-    table["error"] = (table.predicted.astype(float) - table.n_images.astype(float)).abs()
+    needed, numbers = ("world", "base", "method", "attack", "concept", "seed", "model_id", "steps"), ("predicted", "n_images")
+    table = reading.joined(paths, "table", "dataset-size", needed, numbers, complete=numbers)
+    table["error"] = (table.predicted - table.n_images).abs()
     table["setting"], table["defence"], rows = "steps=" + table.steps, "", []
     for key, group in table.groupby(GROUP, sort=True):
         rows.append(_row(dict(zip(GROUP, key, strict=True)), group, "MAE", _bootstrap(group.error.to_numpy(), group, options)))

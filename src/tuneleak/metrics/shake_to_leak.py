@@ -83,7 +83,7 @@ def evaluate(scores, world, out, options: ShakeEvaluateOptions, fidelity=None, p
     if pictures:
         result = pd.concat([result, regeneration.table(pictures, generations, thresholds, Rows(world, options))[list(COLUMNS)]], ignore_index=True)
     if fidelity:
-        result = pd.concat([result, fidelity_rows(pd.read_csv(fidelity, dtype={"concept": str}), world, options)], ignore_index=True)
+        result = pd.concat([result, fidelity_rows(read_fidelity(fidelity), world, options)], ignore_index=True)
     numbers = ["value", "ci_low", "ci_high"]
     result[numbers] = result[numbers].astype(float).round(DECIMALS)
     files.write_csv(out, result)
@@ -394,6 +394,11 @@ def _with_base(key, made, cells, base_scores, calls):
         mine = key | {"attack": f"{name}-{key['attack']}"}
         rows += [made.of(mine, "AUC", cells, auc_of(score)), made.of(mine, "AUC minus base best", cells, difference(score, rival))]
     return rows
+
+
+def read_fidelity(path):
+    """Read fidelity.csv; `InputError` if it is not one."""
+    return reading.joined([path], "fidelity.csv", "fidelity", ["base", "source", "concept", "metric"], ["value", "n"], complete=["value", "n"])
 
 
 def fidelity_rows(table, world, options):

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from tuneleak import files
 from tuneleak.data.imageset import as_tensor
 from tuneleak.errors import InputError
+from tuneleak.models import weights
 
 # The only third-party files that are not safetensors: loaded when, and only when, their digest is listed here.
 TRUSTED_TORCHSCRIPT: dict[str, str] = {}
@@ -129,18 +130,25 @@ def load_embedder(folder, device="cpu"):
     folder = Path(folder)
     if folder.suffix in (".pt", ".torchscript") and folder.is_file():
         return _load_torchscript(folder, device)
-    from safetensors.torch import load_file
-
     files.check_digests(folder)
-    config = files.read_json(folder / "config.json")
-    weights = folder / "model.safetensors"
-    if not weights.is_file():
-        raise InputError(f"{folder} has no model.safetensors")
-    network = build(config)
+    config = files.read_object(folder / "config.json", "kind")
+    path = weights.safetensors_file(folder, "model.safetensors")
+    weights.check_config(folder / "config.json", path)
+    tensors = {name: value.float() if value.is_floating_point() else value for name, value in weights.load_tensors(path, "get it again").items()}
     try:
-        network.load_state_dict({name: value.float() if value.is_floating_point() else value for name, value in load_file(weights).items()})
-    except RuntimeError as error:
-        raise InputError(f"{weights} does not fit its config.json: {error}") from None
+        with torch.device("meta"):  # its shapes first: a hostile config.json may ask for any amount of memory
+            shapes = {name: value.shape for name, value in build(config).state_dict().items()}
+        wrong = [name for name in sorted({*shapes, *tensors}) if name not in tensors or tensors[name].shape != shapes.get(name)]
+        if wrong or not isinstance(config.get("image_size"), int) or not 1 <= config["image_size"] <= 4096:
+            raise InputError(f"{path} does not fit its config.json ({wrong[0] if wrong else 'image_size'}); get both again from one place")
+        network = build(config)
+        network.load_state_dict(tensors)
+    except (RuntimeError, KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        if isinstance(error, InputError):
+            raise
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(f"{folder / 'config.json'} does not describe an embedder ({told[:300]}); get the folder again") from None
+    weights.check_finite(network, path)
     return Embedder(network, config, torch.device(device), folder)
 
 

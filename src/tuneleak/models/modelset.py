@@ -36,12 +36,9 @@ class ModelSet:
         manifest = folder / "manifest.csv"
         if not manifest.is_file():
             raise InputError(f"{folder} is not a model set: it has no manifest.csv (make one with `tuneleak finetune`)")
-        table = pd.read_csv(manifest, dtype=str, keep_default_na=False)
-        missing = [name for name in COLUMNS if name not in table]
-        if missing:
-            raise InputError(f"{manifest} lacks the columns {', '.join(missing)}")
+        table = files.read_table(manifest, COLUMNS, "make the model set again with `tuneleak finetune`")
         if table.model_id.duplicated().any():
-            raise InputError(f"{manifest}: model_id {table.model_id[table.model_id.duplicated()].iloc[0]!r} occurs twice")
+            raise InputError(f"{manifest}: model_id {table.model_id[table.model_id.duplicated()].iloc[0]!r} occurs twice; make the model set again")
         return cls(folder, table)
 
     def __len__(self):
@@ -62,7 +59,7 @@ class ModelSet:
         """The folder of one model; an `InputError` if it is missing or lies outside the ModelSet."""
         path = files.inside(self.folder, row["file"])
         if not path.is_dir():
-            raise InputError(f"{self.folder / 'manifest.csv'} names the model folder {row['file']!r}, which does not exist")
+            raise InputError(f"{self.folder / 'manifest.csv'} names the model folder {row['file']!r}, which does not exist; copy the whole model set")
         return path
 
 

@@ -251,21 +251,24 @@ def load_base(folder, device="cpu", dtype="float32"):
     folder = folder_of(folder, "model_index.json")
     if not (folder / "model_index.json").is_file():
         raise InputError(f"{folder} is not a pipeline folder: it has no model_index.json (a hub id has to be fetched first, with `tuneleak fetch`)")
-    index = files.read_json(folder / "model_index.json")
+    index = files.read_object(folder / "model_index.json")
     kind = architectures.of_index(index)
     for part, (library, name, _) in kind.PARTS.items():
         if index.get(part) != [library, name]:
             found = f"{folder / 'model_index.json'}: {part} is {index.get(part)}"
             raise InputError(f"{found}, but only {[library, name]} is supported; no other class is imported")
     optional = {part: named for part, named in kind.OPTIONAL.items() if index.get(part) == [*named[:2]]}
-    config = files.read_json(folder / "scheduler" / "scheduler_config.json")
+    config = files.read_object(folder / "scheduler" / "scheduler_config.json")
     parameterisation.kind_of(config)
+    alphas_cumprod = schedule.alphas_cumprod(config)
     device, dtype = torch.device(device), torch_dtype(dtype)
     networks = {part: _load_part(folder, part, named, device, dtype) for part, named in (kind.PARTS | optional).items()}
     tokenizers = {part.replace("text_encoder", "tokenizer"): _load_tokenizer(folder, part) for part in networks if part.startswith("text_encoder")}
     networks["unet"] = networks.pop("transformer", None) or networks["unet"]
-    loaded = kind(folder, index, config, schedule.alphas_cumprod(config), device, **networks, **tokenizers)
+    loaded = kind(folder, index, config, alphas_cumprod, device, **networks, **tokenizers)
     loaded.check()
+    if kind is Base:
+        _check_fit(loaded)
     return loaded
 
 
@@ -312,20 +315,48 @@ def torch_dtype(name):
 def _load_part(folder, part, named, device, dtype):
     library, name, file = named
     path = weights.safetensors_file(folder / part, file)
+    weights.check_config(folder / part / "config.json", path)
     variant = "fp16" if path.name.endswith(".fp16.safetensors") else None
     kind, how = getattr(importlib.import_module(library), name), {"variant": variant, "use_safetensors": True, "local_files_only": True}
     if library == "transformers":
         from transformers.utils import logging
 
         logging.disable_progress_bar()  # its bar ignores whether anybody is watching
-        network = kind.from_pretrained(folder / part, dtype=dtype, **how)
-    else:
-        network = kind.from_pretrained(folder / part, torch_dtype=dtype, **how)
+    try:
+        precision = {"dtype" if library == "transformers" else "torch_dtype": dtype}
+        network, told = kind.from_pretrained(folder / part, output_loading_info=True, **how, **precision)
+    except Exception as error:  # a configuration that is nonsense raises whatever its first use raises
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(f"{folder / part}: config.json and {path.name} do not make a {name} ({told[:300]}); get the folder again") from None
+    # the libraries would fill a missing tensor with random numbers and drop one too many; position_ids were saved by older versions
+    odd = sorted({*told["missing_keys"], *(name for name in told["unexpected_keys"] if not name.endswith("position_ids"))})
+    if odd:
+        raise InputError(f"{path} does not have exactly the tensors of its config.json ({odd[0]!r}, for one); get both again from one place")
+    weights.check_finite(network, path)
     return network.to(device).eval().requires_grad_(False)
+
+
+def _check_fit(base):
+    """The parts of a Stable Diffusion folder must fit together: contexts, latents and tokens."""
+    width, needed = base.text_encoder.config.hidden_size, base.unet.config.cross_attention_dim
+    channels, latent = base.unet.config.in_channels, base.vae.config.latent_channels
+    if width != needed or channels != latent or base.unet.config.out_channels != channels:
+        told = f"its UNet takes contexts of width {needed} and {channels} channels, its text encoder gives {width}, its autoencoder {latent}"
+        raise InputError(f"{base.folder}: the parts do not fit together ({told}); get the whole folder from one place")
+    if len(base.tokenizer) > base.text_encoder.config.vocab_size:
+        told = f"{len(base.tokenizer)} tokens, its text encoder {base.text_encoder.config.vocab_size}"
+        raise InputError(f"{base.folder}: the tokenizer knows {told}; get the whole folder from one place")
 
 
 def _load_tokenizer(folder, part):
     import transformers
 
     kind = transformers.T5TokenizerFast if part == "text_encoder_3" else transformers.CLIPTokenizer
-    return kind.from_pretrained(folder / part.replace("text_encoder", "tokenizer"), local_files_only=True)
+    folder = folder / part.replace("text_encoder", "tokenizer")
+    has = {path.name for path in folder.glob("*")}
+    if not has & {"tokenizer.json", "spiece.model"} and not has >= {"vocab.json", "merges.txt"}:  # transformers would make an empty one without a word
+        raise InputError(f"{folder} lacks tokenizer.json (or vocab.json and merges.txt); a pipeline folder needs its tokenizer, fetch it again")
+    try:
+        return kind.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the tokenizers library raises bare exceptions for files that are broken
+        raise InputError(f"{folder} holds no readable {kind.__name__} ({type(error).__name__}: {error}); fetch it again") from None

@@ -17,15 +17,23 @@ def alphas_cumprod(scheduler_config):
     `scaled_linear` (Stable Diffusion), `squaredcos_cap_v2` and explicit `trained_betas` are known, and flow matching with a fixed shift; any other, and
     zero terminal SNR (where a noise prediction says nothing about the picture), is an `InputError`.
     """
-    timesteps = int(scheduler_config.get("num_train_timesteps", 1000))
+    timesteps = scheduler_config.get("num_train_timesteps", 1000)
+    if not isinstance(timesteps, int) or not 1 <= timesteps <= 100_000:
+        raise InputError("scheduler_config.json needs num_train_timesteps from 1 to 100000; get it again")
     if scheduler_config.get("_class_name") == FLOW_SCHEDULER:
         return _of_flow(scheduler_config, timesteps)
     name = scheduler_config.get("beta_schedule", "linear")
     start, end = scheduler_config.get("beta_start", 0.0001), scheduler_config.get("beta_end", 0.02)
+    numbers = all(isinstance(value, int | float) and 0 <= value <= 1 for value in (start, end))
+    if not numbers:
+        raise InputError("scheduler_config.json needs beta_start and beta_end between 0 and 1; get it again")
     if scheduler_config.get("rescale_betas_zero_snr"):
-        raise InputError("scheduler_config.json asks for rescale_betas_zero_snr; a schedule that ends at zero signal is not supported")
+        raise InputError("scheduler_config.json asks for rescale_betas_zero_snr; a schedule that ends at zero signal is not supported, use another base")
     if scheduler_config.get("trained_betas") is not None:
-        betas = torch.tensor(scheduler_config["trained_betas"], dtype=torch.float64)
+        try:
+            betas = torch.tensor(scheduler_config["trained_betas"], dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError):
+            betas = torch.empty(0)
     elif name == "linear":
         betas = torch.linspace(start, end, timesteps, dtype=torch.float64)
     elif name == "scaled_linear":
@@ -36,6 +44,8 @@ def alphas_cumprod(scheduler_config):
     else:
         known = "linear, scaled_linear, squaredcos_cap_v2 or trained_betas"
         raise InputError(f"scheduler_config.json: beta_schedule {name!r} is not supported; use {known}")
+    if betas.shape != (timesteps,) or not bool(((betas >= 0) & (betas < 1)).all()):  # NaN fails as well
+        raise InputError(f"scheduler_config.json: its betas must be {timesteps} numbers from 0 to below 1; get it again")
     return torch.cumprod(1.0 - betas, dim=0)
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from tuneleak import files, runtime
+from tuneleak.models import weights
 from tuneleak.models.optimizer import MuonAdamW
 
 
@@ -75,7 +76,7 @@ def _resume(checkpoint, module, optimizer, averaged):
     path = checkpoint.with_suffix(".safetensors")
     if not path.is_file() or not checkpoint.with_suffix(".json").is_file():
         return 0, []
-    tensors, state = load_file(path), files.read_json(checkpoint.with_suffix(".json"))
+    tensors, state = weights.load_tensors(path, "remove it to begin again"), files.read_object(checkpoint.with_suffix(".json"), "step", "rows")
     if int(_metadata(path)["step"]) != state["step"]:  # killed between the two writes
         state = {"step": int(_metadata(path)["step"]), "rows": [row for row in state["rows"] if row["step"] < int(_metadata(path)["step"])]}
     module.load_state_dict({name.removeprefix("module."): value for name, value in tensors.items() if name.startswith("module.")})

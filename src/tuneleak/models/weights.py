@@ -36,7 +36,13 @@ def safetensors_file(folder, name):
     if pickles:
         reason = "which is a pickle: loading one can run any code, so it is refused"
         raise InputError(f"{folder} holds its weights as {pickles[0]}, {reason}; convert it to {name} on a machine you can lose")
-    raise InputError(f"{folder} has no {name}")
+    raise InputError(f"{folder} has no {name}; only safetensors files are read, get the model in that format")
+
+
+def load_tensors(path, advice):
+    """All tensors of one of our own safetensors files, by name; an `InputError` with `advice` if it cannot be read."""
+    with opened(path, advice) as handle:
+        return {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (safe_open is no mapping)
 
 
 def read_tensors(path, shapes, ignore=()):
@@ -49,12 +55,38 @@ def read_tensors(path, shapes, ignore=()):
         names = set(handle.keys()) - set(ignore)
         for name in sorted(names ^ set(shapes)):
             wrong = "is unknown to the base model" if name in names else "is missing"
-            raise InputError(f"{path}: tensor {name!r} {wrong}; the file was not made from this base model")
+            raise InputError(f"{path}: tensor {name!r} {wrong}; the file was not made from this base model, give the one it was")
         for name, shape in shapes.items():
             found = tuple(handle.get_slice(name).get_shape())
             if found != tuple(shape):
-                raise InputError(f"{path}: tensor {name!r} has shape {found}, but the base model needs {tuple(shape)}")
+                raise InputError(f"{path}: tensor {name!r} has shape {found}, but the base model needs {tuple(shape)}; give the one it was made from")
         return {name: finite(path, name, handle.get_tensor(name)) for name in shapes}
+
+
+def check_config(path, weights_path):
+    """Refuse a network's config.json that is no JSON object, or asks for more layers than its weights have tensors: building those would never end."""
+    config = files.read_object(path)
+    with opened(weights_path) as handle:
+        count = len(handle.keys())
+    for key, number in _numbers(config):
+        if "layers" in key and number > count:
+            raise InputError(f"{path}: {key} is {number}, but {Path(weights_path).name} has {count} tensors in all; get both again from one place")
+
+
+def _numbers(value, key=""):
+    """(key, number) of every number in nested JSON; those of a list have the list's key."""
+    if isinstance(value, dict | list):
+        for inner, item in value.items() if isinstance(value, dict) else ((key, item) for item in value):
+            yield from _numbers(item, inner)
+    elif isinstance(value, int | float):
+        yield key, value
+
+
+def check_finite(network, path):
+    """Refuse a network with a weight that is not a finite number."""
+    for name, value in network.named_parameters():
+        if not bool(torch.isfinite(value).all()):
+            raise InputError(f"{path}: tensor {name!r} holds values that are not finite; get the file again")
 
 
 def load_network(network, path, prefix=""):
@@ -123,7 +155,9 @@ def read_lora(path, networks):
         for name in handle.keys():  # noqa: SIM118 (safe_open is no mapping)
             match = _LORA_KEY.match(name)
             if not match or match[1] not in networks:
-                raise InputError(f"{path}: tensor {name!r} is not a LoRA matrix of {' or '.join(networks)}")
+                raise InputError(
+                    f"{path}: tensor {name!r} is not a LoRA matrix of {' or '.join(networks)}; only those spellings that diffusers writes are read, convert it"
+                )
             module = _own_name(match[2], layers[match[1]])
             matrix = {"down": "A", "up": "B"}.get(match[4] or match[5], match[3])
             pairs.setdefault(match[1], {}).setdefault(module, {})[matrix] = name
@@ -135,10 +169,10 @@ def read_lora(path, networks):
                 matrices[module] = tuple(finite(path, names[key], handle.get_tensor(names[key])).float() for key in "AB")
             alpha = settings.get(f"{part}.lora_alpha", rank)
             if settings.get(f"{part}.r", rank) != rank or isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < 1e6:
-                raise InputError(f"{path}: the header's rank or alpha for {part} is not usable with tensors of rank {rank}")
+                raise InputError(f"{path}: the header's rank or alpha for {part} is not usable with tensors of rank {rank}; save the LoRA again")
             loras[part] = Lora(rank, float(alpha), matrices)
     if not loras:
-        raise InputError(f"{path} holds no LoRA")
+        raise InputError(f"{path} holds no LoRA; get the file again")
     return loras
 
 
@@ -159,20 +193,20 @@ def detach_lora(network):
     network._hf_peft_config_loaded = False  # the flag by which diffusers and transformers both know that an adapter was added
 
 
-def opened(path):
-    """A safetensors file opened for reading its header and tensors; an `InputError` if it is none."""
+def opened(path, advice="get it again"):
+    """A safetensors file opened for reading its header and tensors; an `InputError` with `advice` if it is none."""
     from safetensors import SafetensorError, safe_open
 
     try:
         return safe_open(str(path), framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is not a readable safetensors file ({error})") from None
+        raise InputError(f"{path} is not a readable safetensors file ({error}); {advice}") from None
 
 
 def finite(path, name, tensor):
     """`tensor`, or an `InputError` if it is not made of finite floating-point numbers."""
     if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
-        raise InputError(f"{path}: tensor {name!r} is not made of finite floating-point numbers")
+        raise InputError(f"{path}: tensor {name!r} is not made of finite floating-point numbers; get the file again")
     return tensor
 
 
@@ -187,10 +221,10 @@ def header_settings(path):
     text = header(path).get("lora_adapter_metadata", "{}")
     try:
         settings = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         settings = None
     if not isinstance(settings, dict):
-        raise InputError(f"{path}: the header's lora_adapter_metadata is not a JSON object")
+        raise InputError(f"{path}: the header's lora_adapter_metadata is not a JSON object; save the LoRA again")
     return settings
 
 
@@ -198,7 +232,7 @@ def _plain_settings(path):
     settings = header_settings(path)
     for key in settings:
         if key.split(".")[-1] in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern") and settings[key]:
-            raise InputError(f"{path}: the adapter sets {key}, which is not a plain LoRA of one rank")
+            raise InputError(f"{path}: the adapter sets {key}, which is not a plain LoRA of one rank; only those are supported")
     return settings
 
 
@@ -209,12 +243,12 @@ def _own_name(module, layers):
 
 def _check_pair(path, layer, module, names, handle, rank):
     if set(names) != {"A", "B"}:
-        raise InputError(f"{path}: the LoRA of {module} has only one of its two matrices")
+        raise InputError(f"{path}: the LoRA of {module} has only one of its two matrices; get the file again")
     if not isinstance(layer, torch.nn.Linear):
-        raise InputError(f"{path}: {module} is not a linear layer of this base model")
+        raise InputError(f"{path}: {module} is not a linear layer of this base model; give the base it was trained on")
     a, b = (tuple(handle.get_slice(names[key]).get_shape()) for key in "AB")
     rank = a[0] if rank is None and a else rank
     if a != (rank, layer.in_features) or b != (layer.out_features, rank) or not 1 <= rank <= 4096:
-        needed = f"(rank, {layer.in_features}) and ({layer.out_features}, rank), one rank for all layers"
+        needed = f"(rank, {layer.in_features}) and ({layer.out_features}, rank), one rank for all layers; give the base it was trained on"
         raise InputError(f"{path}: the LoRA of {module} has shapes {a} and {b}; this layer needs {needed}")
     return rank

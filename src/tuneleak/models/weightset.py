@@ -57,7 +57,7 @@ def load(folders, base):
     """
     parts = [_read(ModelSet.load(folder), base) for folder in folders]
     if not parts or not sum(map(len, parts)):
-        raise InputError("there is no model to read weights of")
+        raise InputError("there is no model to read weights of; give model sets with at least one LoRA")
     for part, folder in zip(parts, folders, strict=True):
         if set(part.layers) != set(parts[0].layers):
             odd = sorted(set(part.layers) ^ set(parts[0].layers))[0]
@@ -103,22 +103,25 @@ def _read_stack(modelset, base):
     path = files.inside(modelset.folder, STACK_FILE)
     layers = dict(base.unet.named_modules())
     order = {name: number for number, name in enumerate(layers)}
-    index = torch.tensor([int(value) for value in modelset.table["index"]])
     try:
+        index = torch.tensor([int(value) for value in modelset.table["index"]])
         with safe_open(str(path), framework="pt", device="cpu") as handle:
             names = list(handle.keys())
             facts = handle.metadata() or {}
             tensors = {name: handle.get_tensor(name).float()[index] for name in names}
-    except (SafetensorError, OSError, IndexError) as error:
-        raise InputError(f"{path} is not the readable stack of weights its manifest speaks of ({error})") from None
-    pairs, scale = {}, float(facts.get("alpha", "nan")) / float(facts.get("rank", "nan"))
+        scale = float(facts.get("alpha", "nan")) / float(facts.get("rank", "nan"))
+    except (SafetensorError, OSError, IndexError, ValueError, ZeroDivisionError) as error:
+        raise InputError(f"{path} is not the readable stack of weights its manifest speaks of ({error}); collect it again") from None
+    pairs = {}
     for name in sorted({name.rpartition(".")[0] for name in names}, key=lambda name: order.get(name, -1)):
         layer, a, b = layers.get(name), tensors.get(f"{name}.lora_A"), tensors.get(f"{name}.lora_B")
         fits = isinstance(layer, torch.nn.Linear) and a is not None and b is not None and a.ndim == b.ndim == 3
         if not fits or a.shape[2] != layer.in_features or b.shape[1] != layer.out_features or a.shape[1] != b.shape[2] or not scale > 0:
-            raise InputError(f"{path}: {name} is no LoRA of a linear layer of this base model, or the header lacks rank and alpha")
+            raise InputError(
+                f"{path}: {name} is no LoRA of a linear layer of this base model, or the header lacks rank and alpha; collect the weights from it again"
+            )
         if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
-            raise InputError(f"{path}: {name} holds values that are not finite")
+            raise InputError(f"{path}: {name} holds values that are not finite; collect the weights again")
         pairs[name] = a, b * scale
     return WeightSet(modelset.table, pairs)
 

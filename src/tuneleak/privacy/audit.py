@@ -9,6 +9,7 @@ import json
 
 import pandas as pd
 import torch
+from pydantic import ValidationError
 
 from tuneleak import files, runtime
 from tuneleak.data.imageset import ImageSet
@@ -28,8 +29,14 @@ def audit(base, images, world, training, out, options, device="auto"):
     from tuneleak.options import PrivateFinetuneOptions
 
     text = str(training)
-    values = json.loads(text) if text.startswith("{") else files.read_json(text)
-    recipe, device = PrivateFinetuneOptions.model_validate(values), runtime.pick_device(device)
+    try:
+        values = json.loads(text) if text.startswith("{") else files.read_json(text)
+        recipe, device = PrivateFinetuneOptions.model_validate(values), runtime.pick_device(device)
+    except ValidationError as error:
+        told = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise InputError(f"--training is not valid, mend it: {told}") from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"--training must be JSON or a file with it ({error})") from None
     if options.guesses > options.count or options.guesses % 2:
         raise InputError(f"guesses must be even and at most count, not {options.guesses} of {options.count}")
     privacy = recipe.privacy

@@ -69,11 +69,21 @@ def load_class_contexts(path, width):
     """{class: context `(L, d)` float32} of a file of `save_class_embedder`; refused unless it is finite and `width` wide."""
     import json
 
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
-    with safe_open(str(path), "pt") as handle:
-        classes = json.loads((handle.metadata() or {}).get("classes", "[]"))
-        contexts = handle.get_tensor("contexts") if "contexts" in handle.keys() else torch.zeros(0)  # noqa: SIM118 (safe_open is no mapping)
-    if contexts.ndim != 3 or len(contexts) != len(classes) or contexts.shape[2] != width or not bool(torch.isfinite(contexts).all()):
-        raise InputError(f"{path} does not hold one finite context of width {width} per class")
+    try:
+        with safe_open(str(path), "pt") as handle:
+            classes = json.loads((handle.metadata() or {}).get("classes", "[]"))
+            contexts = handle.get_tensor("contexts") if "contexts" in handle.keys() else torch.zeros(0)  # noqa: SIM118 (safe_open is no mapping)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{path} is not a readable safetensors file with class contexts ({error}); get it again") from None
+    if (
+        not isinstance(classes, list)
+        or not all(isinstance(name, str) for name in classes)
+        or contexts.ndim != 3
+        or len(contexts) != len(classes)
+        or contexts.shape[2] != width
+        or not bool(torch.isfinite(contexts).all())
+    ):
+        raise InputError(f"{path} does not hold one finite context of width {width} per class; give the base it was trained on")
     return dict(zip(classes, contexts.float(), strict=True))

@@ -5,6 +5,8 @@ from pathlib import Path
 import torch
 
 from tuneleak import files
+from tuneleak.errors import InputError
+from tuneleak.models import weights
 from tuneleak.privacy.accounting import Ledger
 
 
@@ -26,13 +28,13 @@ def save(folder, name, trainer):
 
 def load(folder, name, trainer):
     """Restore `trainer` in place from its checkpoint, if there is one."""
-    from safetensors.torch import load_file
-
     note = Path(folder) / f"{name}.private.json"
     if not note.is_file():
         return
-    facts = files.read_json(note)
-    tensors = load_file(files.inside(folder, facts["file"]))
+    facts = files.read_object(note, "step", "file", "history", "log")
+    tensors = weights.load_tensors(files.inside(folder, facts["file"]), f"remove {folder} to begin again")
+    if not tensors.keys() >= {"weights", "exp_avg", "exp_avg_sq", "optimizer_step"} or tensors["weights"].shape != trainer.vector.shape:
+        raise InputError(f"{note}: its tensors are no checkpoint of this training; remove {folder} to begin again")
     with torch.no_grad():
         trainer.vector.copy_(tensors["weights"])
         if trainer.average is not None:

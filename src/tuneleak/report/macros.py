@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from tuneleak import files
 from tuneleak.report import names, record, registry, rows, tex
 from tuneleak.report.tables import RECORDED_PRESET, SYSTEM
 
@@ -39,8 +40,8 @@ def collect(measured, claims, facts, reference, preset, costs=None):
 
 def read_claims(path):
     """A claims table with its numbers as floats."""
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
     numbers = ["value", "ci_low", "ci_high", "mde", "planned_mde", "power", "p_holm"]
+    table = files.read_table(path, ["id", "family", "claim", "status", "published", *numbers], "make it again with `tuneleak claims`")
     table[numbers] = table[numbers].apply(pd.to_numeric, errors="coerce")
     return table
 

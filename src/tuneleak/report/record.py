@@ -27,7 +27,7 @@ def record(metrics, benchmarks, out, claims=None):
     facts |= {"preset": Path(out).resolve().name, "rules": seconds_per_rule(benchmarks)}
     as_text = pd.read_csv(metrics, dtype=str, keep_default_na=False)  # copied to the letter
     if claims:
-        _record_claims(pd.read_csv(claims, dtype=str, keep_default_na=False), set(as_text.system), Path(out) / "claims.csv")
+        _record_claims(files.read_table(claims, ["system"], "make it again with `tuneleak claims`"), set(as_text.system), Path(out) / "claims.csv")
     for system, part in as_text.groupby("system"):
         files.write_csv(Path(out) / system / "metrics.csv", part)
         files.write_json(Path(out) / system / META, facts)

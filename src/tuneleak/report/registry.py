@@ -12,6 +12,7 @@ import pandas as pd
 import yaml
 from pydantic import Field, ValidationError
 
+from tuneleak import files
 from tuneleak.errors import InputError
 from tuneleak.options import Options
 from tuneleak.report import rows
@@ -133,8 +134,11 @@ def published_rows(reference, system):
     path = Path(reference) / "published" / f"{system}.csv"
     if not path.is_file():
         raise InputError(f"{path}: no such file; published numbers of {system!r} belong there")
-    table = pd.read_csv(path, dtype=str, keep_default_na=False).set_index("id")
-    return table.assign(value=pd.to_numeric(table.value))
+    table = files.read_table(path, ["id", "value"], "get the checkout's file again").set_index("id")
+    try:
+        return table.assign(value=pd.to_numeric(table.value))
+    except ValueError as error:
+        raise InputError(f"{path}: column value holds something that is not a number ({error}); get the checkout's file again") from None
 
 
 def _published(claim, reference):
@@ -165,9 +169,9 @@ def _read(path, model):
     try:
         return model.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML ({error})") from None
+        raise InputError(f"{path}: no such file; check the path") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"{path}: not valid YAML ({error}); get the checkout's file again") from None
     except ValidationError as error:
         lines = [f"  {'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
         raise InputError(f"{path} is not valid:\n" + "\n".join(lines)) from None

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from tuneleak import files
 from tuneleak.errors import InputError
 
 COLUMNS = ("system", "world", "base", "method", "attack", "defence", "setting", "metric", "value", "ci_low", "ci_high", "n", "seeds")
@@ -52,13 +53,13 @@ def read_metrics(path):
         numbers = pd.to_numeric(text, errors="coerce")
         broken = text[numbers.isna() & (text.str.lower() != "nan")]
         if len(broken):
-            raise InputError(f"{path}: column {name}, line {broken.index[0] + 2}: {broken.iloc[0]!r} is no number")
+            raise InputError(f"{path}: column {name}, line {broken.index[0] + 2}: {broken.iloc[0]!r} is no number; run the evaluation again")
         table[name] = numbers.astype(float)
     parts = pd.DataFrame([split_setting(setting) for setting in table.setting], columns=["guidance", *QUALIFIERS], index=table.index)
     table = pd.concat([table, parts], axis=1)
     twice = table.duplicated(list(KEY))
     if twice.any():
-        raise InputError(f"{path}: two rows describe the same thing: {describe(table[twice].iloc[0])}")
+        raise InputError(f"{path}: two rows describe the same thing: {describe(table[twice].iloc[0])}; run the evaluation again")
     return table
 
 
@@ -89,14 +90,4 @@ def plain(table):
 
 
 def _read(path, columns):
-    path = Path(path)
-    try:
-        table = pd.read_csv(path, dtype=object, keep_default_na=False)  # plain strings: selecting rows is what these tables are for
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (pd.errors.EmptyDataError, pd.errors.ParserError) as error:
-        raise InputError(f"{path}: not a table ({error})") from None
-    missing = [name for name in columns if name not in table]
-    if missing:
-        raise InputError(f"{path} lacks the columns {', '.join(missing)}")
-    return table
+    return files.read_table(path, columns, "run that part of the study again").astype(object)  # plain strings: selecting rows is what these tables are for

@@ -219,12 +219,7 @@ def blind_rows(sets, members, embedder, asked, base):
 
 
 def _members(path):
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such file")
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    if "image_id" not in table:
-        raise InputError(f"{path} lacks the column image_id; it is not the list of what a base was trained on (members.csv beside its UNet)")
-    return set(table.image_id)
+    return set(files.read_table(path, ["image_id"], "give the list of what the base was trained on (members.csv beside its UNet)").image_id)
 
 
 def _stamps(sets, base):

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from tuneleak import files
+from tuneleak.models import weights
 
 TERMS = 5
 
@@ -29,13 +30,11 @@ def save(folder, step, encoder, optimizer, log, sums):
 
 def load(folder, encoder, optimizer):
     """Restore in place; (steps done, log, sums of the current row): (0, [], zeros) without a checkpoint."""
-    from safetensors.torch import load_file
-
     folder = Path(folder)
     if not (folder / "state.json").is_file():
         return 0, [], [0.0] * TERMS
-    state = files.read_json(folder / "state.json")
-    tensors = load_file(files.inside(folder, state["file"]))
+    state = files.read_object(folder / "state.json", "step", "file", "log", "sums")
+    tensors = weights.load_tensors(files.inside(folder, state["file"]), f"remove {folder} to begin again")
     encoder.load_state_dict({name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")})
     moments = {}
     for name, value in tensors.items():

@@ -22,6 +22,7 @@ from tuneleak.errors import InputError
 from tuneleak.finetune.many import initial_weights
 from tuneleak.finetune.objective import Batch, denoising_errors
 from tuneleak.models import batched_lora, weightset
+from tuneleak.models import weights as weightfiles
 from tuneleak.models.embedders import load_embedder
 from tuneleak.models.pipeline import load_base
 from tuneleak.options import WeightsTrainOptions
@@ -226,18 +227,18 @@ def save(out, encoder, options, pairs, start, embedding_size, trunk):
 
 def load(folder, base):
     """(encoder in evaluation mode, its `WeightsTrainOptions`) of a folder that `train` wrote; an `InputError` names what does not fit."""
-    from safetensors.torch import load_file
-
     folder = Path(folder)
-    config = files.read_json(folder / "config.json")
-    options, shapes = WeightsTrainOptions(**config["options"]), config["shapes"]
-    count = shapes["models"]
-    pairs = {name: (torch.zeros(count, rank, inputs), torch.zeros(count, outputs, rank)) for name, rank, inputs, outputs in shapes["layers"]}
-    encoder = build(options, pairs, torch.zeros(shapes["z"]), shapes["embedding"], base, config["trunk"] or None)
+    config = files.read_object(folder / "config.json", "options", "shapes", "trunk")
+    tensors = weightfiles.load_tensors(weightfiles.safetensors_file(folder, "model.safetensors"), "train the encoder again")
     try:
-        encoder.load_state_dict(load_file(folder / "model.safetensors"))
-    except (RuntimeError, OSError) as error:
-        raise InputError(f"{folder / 'model.safetensors'} does not fit its config.json: {error}") from None
+        options, shapes = WeightsTrainOptions(**config["options"]), config["shapes"]
+        count = shapes["models"]
+        pairs = {name: (torch.zeros(count, rank, inputs), torch.zeros(count, outputs, rank)) for name, rank, inputs, outputs in shapes["layers"]}
+        encoder = build(options, pairs, torch.zeros(shapes["z"]), shapes["embedding"], base, config["trunk"] or None)
+        encoder.load_state_dict(tensors)
+    except (RuntimeError, KeyError, TypeError, ValueError) as error:
+        told = " ".join(str(error).split())
+        raise InputError(f"{folder / 'model.safetensors'} does not fit its config.json ({told[:300]}); train the encoder again") from None
     return encoder.to(base.device).eval(), options
 
 
