@@ -1,6 +1,6 @@
 # make reproduce    set everything up, run the default preset, write results/embedded/report.zip
 # make test         set everything up, check everything
-# `make help` lists the rest. Another preset: make reproduce PRESET=full (smoke, full or paper). Another interpreter: make setup PYTHON=python3.12
+# `make help` lists the rest. Another preset: make reproduce PRESET=full (smoke, full, paper or paper-one). Another interpreter: make setup PYTHON=python3.12
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -10,17 +10,18 @@ PYTHON ?= python3
 PRESET ?= embedded
 CORES ?= all
 RESULTS = results/$(PRESET)
-OVERLAY = $(if $(filter embedded,$(PRESET)),,--configfile workflow/presets/$(PRESET).yaml)
+PRESETS = $(if $(filter paper-one,$(PRESET)),workflow/presets/paper.yaml workflow/overlays/paper-one.yaml,workflow/presets/$(PRESET).yaml)
+OVERLAY = $(if $(filter embedded,$(PRESET)),,--configfile $(PRESETS))
 
 VENV = .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.ready
 RUN = $(BIN)/python -m tuneleak
-SNAKEMAKE = $(BIN)/snakemake --cores $(CORES) --rerun-incomplete --show-failed-logs $(OVERLAY)
+SNAKEMAKE = $(BIN)/snakemake $(OVERLAY) --cores $(CORES) --rerun-incomplete --show-failed-logs
 TEX = texlive-latex-recommended texlive-fonts-recommended latexmk
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup tex reproduce report smoke resources promote verify record test ruff lint schema pin-envs unlock clean
+.PHONY: help setup tex reproduce report smoke resources promote verify record test ruff lint schema artifact pin-envs unlock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -78,6 +79,9 @@ lint: ruff ## ruff, snakefmt, snakemake --lint, schema and README (pytest checks
 
 schema: setup ## write the JSON schema and the README's table of knobs
 	$(RUN) schema --write
+
+artifact: setup ## write the generated tables of ARTIFACT.md: claims, recorded runs, estimates
+	$(RUN) artifact --write
 
 pin-envs: setup ## solve envs/*.yaml against conda-forge into *.pin.txt (needs conda and a network)
 	$(BIN)/python -m pip install --quiet --editable '.[pins]' --constraint constraints.txt

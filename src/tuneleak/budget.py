@@ -21,24 +21,27 @@ def budget(configuration="config.yaml", overlay=None):
 
 
 def load(configuration, overlay=None):
-    """The validated configuration of config.yaml with a preset's overlay merged as Snakemake merges them (dicts deeply, lists replaced)."""
-    import yaml
-
-    read = []
-    for path in filter(None, (overlay, configuration)):
-        if not Path(path).is_file():
-            raise InputError(f"{path}: no such file; check the path")
-        try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (yaml.YAMLError, ValueError, RecursionError) as error:  # of YAML, of UTF-8 or of a date that does not exist, of endless nesting
-            raise InputError(f"{path} is not valid YAML ({error}); mend it there") from None
-        if not isinstance(values, dict):
-            raise InputError(f"{path} must hold keys and values (as config.yaml does), not {type(values).__name__}")
-        read.append(values)
+    """The validated configuration of config.yaml with a preset's overlay (or a list of them) merged as Snakemake merges them (dicts deeply, lists replaced)."""
+    overlays = overlay if isinstance(overlay, list) else [overlay]
+    read = [_read(path) for path in [*filter(None, overlays), configuration]]  # a fault of an overlay is told first
     merged = read.pop()
     for values in read:
         _merge(merged, values)
     return config.load(merged)
+
+
+def _read(path):
+    import yaml
+
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file; check the path")
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # of YAML, of UTF-8 or of a date that does not exist, of endless nesting
+        raise InputError(f"{path} is not valid YAML ({error}); mend it there") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path} must hold keys and values (as config.yaml does), not {type(values).__name__}")
+    return values
 
 
 def _merge(into, values):

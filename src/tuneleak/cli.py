@@ -594,7 +594,19 @@ VERBS = [
         "budget",
         "Count the UNet calls of a preset before running it.",
         "tuneleak.budget:budget",
-        [Argument("--configuration", "config.yaml (default: here)", required=False), Argument("--overlay", "overlay of a preset", required=False)],
+        [
+            Argument("--configuration", "config.yaml (default: here)", required=False),
+            Argument("--overlay", "overlays of a preset, in order", many=True, required=False),
+        ],
+    ),
+    Verb(
+        "artifact",
+        "Check that the tables of ARTIFACT.md are up to date, or write them.",
+        "tuneleak.report.artifact:artifact",
+        [
+            Argument("--root", "folder of the checkout (default: here)", required=False),
+            Argument("--write", "write instead of checking", required=False, kind=bool),
+        ],
     ),
     Verb(
         "unlock",

@@ -1,5 +1,6 @@
 """Model files from strangers: LoRAs, whole networks, bases, embedders."""
 
+import functools
 import json
 import os
 import shutil
@@ -387,6 +388,26 @@ def test_bases(name, tiny_base, tmp_path, refused, monkeypatch, make_tiny_base):
     change(folder)
     monkeypatch.chdir(tmp_path)
     refused("perturb", "--base", folder, "--sigmas", "[0.1]", "--seeds", "[0]", "--out", tmp_path / "out", says=says)
+
+
+def test_a_base_as_it_was_published_still_loads(base, tiny_base, tmp_path):
+    """What older versions of the libraries wrote, and Stable Diffusion's repositories hold: no fault, so none is to be found."""
+    folder = shutil.copytree(tiny_base, tmp_path / "base")
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+    def renamed(held):
+        return {functools.reduce(lambda name, pair: name.replace(*pair), old.items(), name): tensor for name, tensor in held.items()}
+
+    def prefixed(held):
+        names = {name if name.startswith("text_model.") else f"text_model.{name}": tensor for name, tensor in held.items()}
+        return names | {"text_model.embeddings.position_ids": torch.arange(16)[None]}
+
+    _weights("vae", renamed)(folder)
+    _weights("text_encoder", prefixed)(folder)
+    assert any(".query." in name for name in load_file(folder / "vae" / "diffusion_pytorch_model.safetensors"))
+    loaded, latents = load_base(folder), torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(loaded.decode(latents), base.decode(latents))
+    assert torch.equal(loaded.encode_text(["picture of person ada"]), base.encode_text(["picture of person ada"]))
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "gpu", "tpu:0", "", "cpu;rm"])

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 WITH_FLAG = {"factors": "--factors", "reference": "--reference", "blind": "--embedder", "fidelity": "--fidelity"}  # params that bring a flag, or nothing
@@ -72,3 +73,10 @@ def test_every_flag_of_every_rule_exists():
             assert flags <= known, f"{name}: unknown {flags - known}"
             needed = {argument.flag for argument in verb.arguments if argument.required}
             assert needed <= flags, f"{name}: missing {needed - flags}"
+
+
+def test_the_slurm_profile_places_every_rule_that_uses_a_gpu():
+    profile = yaml.safe_load((ROOT / "workflow/profiles/slurm/config.yaml").read_text())
+    blocks = [block for path in sorted((ROOT / "workflow/rules").glob("*.smk")) for block in re.split(r"^(?=rule )", path.read_text(), flags=re.MULTILINE)]
+    rules = {block.split(":")[0].removeprefix("rule ") for block in blocks if block.startswith("rule ") and "gpu=GPU" in block}
+    assert len(rules) > 10 and set(profile["set-resources"]) == rules

@@ -1,0 +1,22 @@
+# tuneleak with everything it needs, at the versions that were tested.
+#     docker build --tag tuneleak .
+#     docker run --rm --volume "$PWD/results:/tuneleak/results" tuneleak make reproduce PRESET=smoke
+# PyTorch comes with CUDA (docker run --gpus all ...). For its much smaller CPU build pass the options that PyTorch's install page names:
+#     docker build --build-arg TORCH_OPTIONS="--index-url ..." --tag tuneleak .
+FROM python:3.11-slim-bookworm
+
+RUN apt-get update \
+    && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends \
+        git latexmk make texlive-fonts-recommended texlive-latex-recommended \
+    && rm -rf /var/lib/apt/lists/*
+
+WORKDIR /tuneleak
+ARG TORCH_OPTIONS=
+COPY constraints.txt ./
+RUN python -m venv .venv \
+    && .venv/bin/python -m pip install --no-cache-dir $TORCH_OPTIONS torch torchvision --constraint constraints.txt
+
+COPY . .
+RUN make setup && .venv/bin/tuneleak --help > /dev/null
+ENV PATH=/tuneleak/.venv/bin:$PATH
+CMD ["make", "help"]

@@ -1,0 +1,109 @@
+"""What a preset at the scale of Stable Diffusion v1 will cost, from counted operations: an estimate made without running anything.
+
+Operations of one UNet call are counted on the architecture itself (no weights, no data); calls are those of `tuneleak.budget`; a training step counts as
+three. Not counted: the autoencoder, text encoders, embedders, start-up, and the slower rate of small batches.
+"""
+
+from dataclasses import dataclass
+
+from tuneleak import budget
+
+# diffusers' configuration of the UNet of Stable Diffusion v1.1 to v1.5
+STABLE_DIFFUSION_1 = {
+    "sample_size": 64, "in_channels": 4, "out_channels": 4, "layers_per_block": 2, "block_out_channels": (320, 640, 1280, 1280),
+    "cross_attention_dim": 768, "attention_head_dim": 8, "norm_num_groups": 32,
+    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",), "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+}  # fmt: skip
+TOKENS = 77
+TERAFLOPS = 40.0  # assumed sustained rate of one 24 GB GPU in bfloat16; scale the hours by what yours reaches
+PICTURE_MB = 0.5  # assumed size of a 512 px PNG
+_WHOLE = ("end-to-end", "dreambooth", "dreambooth-prior")  # methods whose models are whole UNets
+
+
+@dataclass(frozen=True)
+class Network:
+    """What the estimate needs to know of a UNet."""
+
+    flops: int  # of one call on one sample
+    weights: int
+    per_rank: dict  # target module (to_q, ...) -> weights of a LoRA of rank 1 on all layers of that name
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one system's study: models trained, UNet calls on one sample, GPU-hours, gigabytes on disk, gigabytes of the largest training's state."""
+
+    models: int
+    calls: int
+    hours: float
+    disk_gb: float
+    state_gb: float
+
+
+def count(architecture=STABLE_DIFFUSION_1, size=64):
+    """The `Network` of a UNet configuration at latents of side `size`; runs on shapes alone."""
+    import torch
+    from diffusers import UNet2DConditionModel
+    from diffusers.models.attention_processor import AttnProcessor
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"), torch.no_grad():
+        unet = UNet2DConditionModel(**architecture)
+        unet.set_attn_processor(AttnProcessor())  # plain matrix products: fused attention would have to be counted by hand
+        x, context = torch.zeros(1, architecture["in_channels"], size, size), torch.zeros(1, TOKENS, architecture["cross_attention_dim"])
+        with FlopCounterMode(display=False) as counter:
+            unet(x, torch.zeros(1), encoder_hidden_states=context)
+    per_rank = {}
+    for target in ("to_q", "to_k", "to_v", "to_out.0"):
+        layers = [module for name, module in unet.named_modules() if name.endswith(f".{target}")]
+        per_rank[target] = sum(layer.in_features + layer.out_features for layer in layers)
+    return Network(counter.get_total_flops(), sum(parameter.numel() for parameter in unet.parameters()), per_rank)
+
+
+def costs(study, network, teraflops=TERAFLOPS):
+    """{system: Cost} of a validated configuration."""
+    private = list(budget.private_rows(study.dp_ldm))
+    extraction = list(budget.rows(study))
+    extraction = extraction[: len(extraction) - len(private)]
+    shake = study.shake_to_leak
+    groups = {
+        "finextract": (extraction, [(recipe.options, row["models"]) for recipe, row in zip(study.finetune, extraction, strict=True)], 0),
+        "shake-to-leak": (list(budget.shake_rows(study)), _shake_models(shake), _shake_pictures(shake)),
+        "lora-weights": (list(budget.weights_rows(study)), [(study.lora_weights.recipe, row["models"]) for row in budget.weights_rows(study)], 0),
+        "dp-ldm": (private, _private_models(study.dp_ldm), study.dp_ldm.sample.samples * sum(row["models"] or 1 for row in private)),
+    }
+    return {system: _cost(*group, network, teraflops) for system, group in groups.items()}
+
+
+def _cost(rows, models, pictures, network, teraflops):
+    calls = sum(row["training"] + row["sampling"] for row in rows)
+    sizes = [(trained_weights(options, network), count) for options, count in models]
+    disk = sum(4 * size * count for size, count in sizes) / 1e9 + pictures * PICTURE_MB / 1e3
+    state = max((4 * network.weights + 12 * size for size, _ in sizes), default=0) / 1e9  # weights, then gradient and AdamW's two moments, float32
+    return Cost(sum(count for _, count in sizes), calls, calls * network.flops / (teraflops * 1e12) / 3600, disk, state)
+
+
+def trained_weights(options, network):
+    """Weights of the UNet that a recipe trains and saves: all of them, or those of its LoRA (both, for a method of both)."""
+    kind = getattr(options, "trainable", None) or options.method
+    lora = options.rank * sum(network.per_rank.get(name, 0) for name in options.target_modules) if "lora" in kind else 0
+    whole = kind in ("all", "attention", "resblocks", "input", "bias", "unconditional-attention") or any(kind.startswith(name) for name in _WHOLE)
+    return lora + (network.weights if whole else 0)
+
+
+def _shake_models(shake):
+    """A model per base, domain, seed and set that a method is run on."""
+    found = []
+    for options in shake.methods:
+        sets = 1 + (len(shake.controls) if options.method in shake.control_methods else 0)
+        found.append((options, len(shake.bases) * shake.domains * len(options.seeds) * sets))
+    return found
+
+
+def _shake_pictures(shake):
+    drawn = 1 + sum(name in ("unrelated", "another") for name in shake.controls)
+    return len(shake.bases) * shake.domains * shake.synthesize.count * drawn
+
+
+def _private_models(study):
+    return [(recipe.options, len(recipe.options.seeds)) for _, recipe, _ in study.cells()]

@@ -1,0 +1,107 @@
+"""The verb `artifact`: the tables of ARTIFACT.md, made from the registered claims, the recorded runs and the estimates of the paper preset."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from tuneleak import budget, estimate, files
+from tuneleak.errors import InputError
+from tuneleak.report import registry
+
+ARTIFACT = Path("ARTIFACT.md")
+REFERENCE = Path("paper/reference")
+RECORDED = ("full", "embedded")  # the run that expected numbers are taken from: the first that is recorded for a system
+TARGETS = {"finextract": "finextract", "shake-to-leak": "shake", "lora-weights": "weights", "dp-ldm": "dp"}  # the workflow's target of each system
+BLOCKS = ("claims", "runs", "estimates")
+
+
+def artifact(root=".", write=False):
+    """Check that the generated tables of ARTIFACT.md below the folder `root` are up to date, or write them with `write`."""
+    root = Path(root)
+    path = root / ARTIFACT
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; run this in the project's folder")
+    text = before = path.read_text(encoding="utf-8")
+    tables = {"claims": claims_table(root), "runs": runs_table(root), "estimates": estimates_table(root)}
+    for name in BLOCKS:
+        text = _replaced(text, name, tables[name], path)
+    if write:
+        files.write_text(path, text)
+    elif text != before:
+        raise InputError(f"{path} is not what paper/reference and the presets say; run `python -m tuneleak artifact --write`")
+
+
+def _replaced(text, name, table, path):
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise InputError(f"{path} needs the line {begin} and, below it, {end}, once each: a generated table goes between them")
+    head, _, rest = text.partition(begin)
+    return f"{head}{begin}\n{table}\n{end}{rest.partition(end)[2]}"
+
+
+def claims_table(root):
+    """Markdown: a row per claim with its command and the numbers that the recorded run got."""
+    registered = registry.load(root / REFERENCE / "claims.yaml", RECORDED[-1])
+    recorded = {preset: _recorded_claims(root, preset) for preset in RECORDED}
+    lines = ["| claim | of | command | expected (value [interval], status) |", "|---|---|---|---|"]
+    for family in dict.fromkeys(item.family.id for item in registered.claims):
+        claim = next(item.family for item in registered.claims if item.family.id == family)
+        preset, rows = next(((preset, rows) for preset, table in recorded.items() if len(rows := table[table.family == family])), ("", None))
+        numbers = "not recorded yet" if rows is None else f"{preset}: " + "; ".join(_number(row) for _, row in rows.iterrows())
+        command = f"`snakemake --cores all {TARGETS[claim.system]} claims`"
+        lines.append(f"| **{family}**: {_cell(claim.claim)} | {claim.paper or 'ours'} | {command} | {_cell(numbers)} |")
+    return "\n".join(lines)
+
+
+def runs_table(root):
+    """Markdown: what recorded runs took, per preset and system."""
+    lines = ["| preset | system | processor | jobs | hours of jobs | largest job, GB |", "|---|---|---|---|---|---|"]
+    for preset in RECORDED:
+        for meta in sorted((root / REFERENCE / preset).glob("*/run.meta.json")):
+            facts = files.read_object(meta, "machine", "rules")
+            rules = facts["rules"].values()
+            seconds, peak = sum(rule["seconds"] for rule in rules), max(rule["peak_memory_mb"] for rule in rules)
+            machine = f"{facts['machine']['processor']}, {facts['machine']['cores']} cores, {facts['machine']['accelerator']}"
+            lines.append(f"| {preset} | {meta.parent.name} | {machine} | {sum(rule['jobs'] for rule in rules)} | {seconds / 3600:.2f} | {peak / 1000:.1f} |")
+    return "\n".join(lines)
+
+
+def estimates_table(root):
+    """Markdown: what the paper preset and its overlay `paper-one` would take, by system."""
+    network = estimate.count()
+    lines = [
+        f"One UNet call on one sample of 512 px: {network.flops / 1e12:.3f} TFLOP (counted). Hours at an assumed {estimate.TERAFLOPS:g} TFLOP/s sustained.",
+        "",
+        "| preset | system | models trained | UNet calls | GPU-hours | disk, GB | weights, gradients and optimiser of the largest training, GB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for preset in ("paper", "paper-one"):
+        overlays = [root / "workflow/presets/paper.yaml", *([root / "workflow/overlays/paper-one.yaml"] if preset == "paper-one" else [])]
+        costs = estimate.costs(budget.load(root / "config.yaml", overlays), network)
+        for system, cost in costs.items():
+            numbers = f"{cost.models:,d} | {cost.calls:,d} | {_rounded(cost.hours)} | {_rounded(cost.disk_gb)} | {cost.state_gb:.1f}"
+            lines.append(f"| {preset} | {system} | {numbers} |")
+        total = sum(cost.hours for cost in costs.values()), sum(cost.disk_gb for cost in costs.values())
+        lines.append(f"| {preset} | all | | | {_rounded(total[0])} | {_rounded(total[1])} | |")
+    return "\n".join(lines)
+
+
+def _recorded_claims(root, preset):
+    path = root / REFERENCE / preset / "claims.csv"
+    return files.read_table(path, ["id", "family", "value", "status"]) if path.is_file() else pd.DataFrame(columns=["family"])
+
+
+def _number(row):
+    where = ", ".join(filter(None, (row["world"], row["method"])))
+    if not row["value"]:
+        return f"{where}: {row['status']}"
+    return f"{where}: {float(row['value']):.3f} [{float(row['ci_low']):.3f}, {float(row['ci_high']):.3f}] {row['status']}"
+
+
+def _rounded(value):
+    """Two figures are all that an estimate is good for."""
+    return f"{float(f'{value:.2g}'):,.10g}"
+
+
+def _cell(text):
+    return " ".join(text.split()).replace("|", "\\|")

@@ -1,0 +1,71 @@
+"""ARTIFACT.md says what the claims, the recorded runs and the configuration say, and the estimates follow from counts that can be checked by hand."""
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from tuneleak import budget, estimate
+from tuneleak.errors import InputError
+from tuneleak.options import FinetuneOptions
+from tuneleak.report import artifact
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = {
+    "sample_size": 8, "in_channels": 4, "out_channels": 4, "layers_per_block": 1, "block_out_channels": (8, 8), "cross_attention_dim": 16,
+    "attention_head_dim": 2, "norm_num_groups": 4, "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D",
+    "CrossAttnUpBlock2D"),
+}  # fmt: skip
+
+
+def test_the_shipped_file_is_up_to_date():
+    artifact.artifact(ROOT)
+
+
+def test_a_stale_file_is_named_and_can_be_written_anew(tmp_path, monkeypatch):
+    for name in ("claims", "runs", "estimates"):
+        monkeypatch.setattr(artifact, f"{name}_table", lambda root, name=name: f"table of {name}")
+    text = "".join(f"before\n<!-- {name}:begin -->\nold\n<!-- {name}:end -->\n" for name in artifact.BLOCKS)
+    (tmp_path / "ARTIFACT.md").write_text(text)
+    with pytest.raises(InputError, match="artifact --write"):
+        artifact.artifact(tmp_path)
+    artifact.artifact(tmp_path, write=True)
+    artifact.artifact(tmp_path)
+    assert (tmp_path / "ARTIFACT.md").read_text() == "".join(
+        f"before\n<!-- {name}:begin -->\ntable of {name}\n<!-- {name}:end -->\n" for name in artifact.BLOCKS
+    )
+    (tmp_path / "ARTIFACT.md").write_text("no markers")
+    with pytest.raises(InputError, match="needs the line"):
+        artifact.artifact(tmp_path)
+
+
+def test_a_claim_without_a_recorded_run_says_so(tmp_path):
+    shutil.copytree(ROOT / "paper/reference", tmp_path / "paper/reference", ignore=shutil.ignore_patterns("embedded", "full"))
+    lines = artifact.claims_table(tmp_path).splitlines()[2:]
+    assert lines and all("not recorded yet" in line for line in lines)
+
+
+def test_operations_grow_with_the_picture_as_convolutions_and_attention_do():
+    """A quarter of the pixels: at most a quarter of the work of convolutions, a sixteenth of that of self-attention; only the time embedding stays."""
+    large, small = estimate.count(SMALL, 16), estimate.count(SMALL, 8)
+    assert 4 <= large.flops / small.flops <= 16 and large.weights == small.weights
+
+
+def test_models_are_as_large_as_what_they_train():
+    network = estimate.Network(flops=10**12, weights=1000, per_rank={"to_q": 3, "to_v": 5})
+    lora = FinetuneOptions(method="lora", rank=4, target_modules=["to_q", "to_v"])
+    assert estimate.trained_weights(lora, network) == 32
+    assert estimate.trained_weights(FinetuneOptions(method="dreambooth"), network) == 1000
+    assert estimate.trained_weights(lora.model_copy(update={"method": "dreambooth+lora"}), network) == 1032
+    assert estimate.trained_weights(SimpleNamespace(trainable="lora", method="", rank=2, target_modules=["to_q"]), network) == 6
+
+
+def test_hours_follow_from_calls_and_the_rate():
+    study = budget.load(ROOT / "config.yaml")
+    network = estimate.Network(flops=3600 * 10**12, weights=10**9, per_rank={})
+    costs = estimate.costs(study, network, teraflops=1.0)
+    rows = list(budget.shake_rows(study))
+    assert costs["shake-to-leak"].calls == sum(row["training"] + row["sampling"] for row in rows)
+    assert all(cost.hours == pytest.approx(cost.calls) for cost in costs.values())
+    assert costs["finextract"].state_gb == pytest.approx(4 + 12) and costs["lora-weights"].state_gb == pytest.approx(4)
