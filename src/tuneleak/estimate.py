@@ -65,9 +65,13 @@ def costs(study, network, teraflops=TERAFLOPS):
     private = list(budget.private_rows(study.dp_ldm))
     extraction = list(budget.rows(study))
     extraction = extraction[: len(extraction) - len(private)]
+    models = [(recipe.options, row["models"]) for recipe, row in zip(study.finetune, extraction, strict=True)]
+    for method, row in zip(study.finextract.ablations.methods, budget.ablation_rows(study), strict=True):
+        models.append((next(options for options, _ in models if options.method == method), row["models"]))
+        extraction.append(row)
     shake = study.shake_to_leak
     groups = {
-        "finextract": (extraction, [(recipe.options, row["models"]) for recipe, row in zip(study.finetune, extraction, strict=True)], 0),
+        "finextract": (extraction, models, 0),
         "shake-to-leak": (list(budget.shake_rows(study)), _shake_models(shake), _shake_pictures(shake)),
         "lora-weights": (list(budget.weights_rows(study)), [(study.lora_weights.recipe, row["models"]) for row in budget.weights_rows(study)], 0),
         "dp-ldm": (private, _private_models(study.dp_ldm), study.dp_ldm.sample.samples * sum(row["models"] or 1 for row in private)),

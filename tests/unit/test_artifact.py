@@ -69,3 +69,8 @@ def test_hours_follow_from_calls_and_the_rate():
     assert costs["shake-to-leak"].calls == sum(row["training"] + row["sampling"] for row in rows)
     assert all(cost.hours == pytest.approx(cost.calls) for cost in costs.values())
     assert costs["finextract"].state_gb == pytest.approx(4 + 12) and costs["lora-weights"].state_gb == pytest.approx(4)
+
+
+def test_every_command_names_a_target_of_the_workflow():
+    rules = "".join(path.read_text() for path in (ROOT / "workflow/rules").glob("*.smk"))
+    assert all(f"\nrule {target}:\n" in rules for target in [*artifact.TARGETS.values(), "claims"])
