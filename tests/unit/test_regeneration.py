@@ -128,7 +128,7 @@ def test_the_table_counts_matches_beyond_held_outs_and_beyond_the_base(judged):
     found = pd.read_csv(paths[0][0], dtype={"image_concept": str})
     for method, model in (("base", found.model_id == "base"), ("lora", found.model_id != "base")):
         hits = found[model].assign(hit=found[model].l2 < 0.5).groupby(["image_concept", "pretrained"]).hit.sum().unstack()
-        told = table[method, "regeneration-l2", "d<0.5; interval=images"]
+        told = table.sort_index()[method, "regeneration-l2", "d<0.5; interval=images"]
         assert told["members regenerated"] == pytest.approx(hits[1].mean()) and told["members beyond held-outs"] == pytest.approx(
             (hits[1] - hits[0] * 4 / 5).mean()
         )
