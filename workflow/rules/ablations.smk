@@ -157,7 +157,7 @@ rule draw_ablations:
         mem_mb=gigabytes(2),
         runtime=minutes(10),
     params:
-        out=f"{RESULTS}/figures/ablations",
+        out=lambda wildcards, output: str(Path(output.pdf[0]).parent),
         options=ablation_figure_options(),
         code=code("tuneleak.report.figures_ablations"),
     shell:
