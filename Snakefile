@@ -33,7 +33,7 @@ wildcard_constraints:
     defence=one_of(weights_defences()),
     steps="total|per-image",
     shard="[0-9]+",
-    recipe=one_of(study.dp_ldm.recipes),
+    recipe=one_of(study.dp_ldm.recipes + study.dp_ldm.mean_features + study.dp_ldm.aggregates),
     epsilon="[0-9.]+|inf",
     audit=one_of(study.dp_ldm.audits),
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from tuneleak import config
 from tuneleak.errors import InputError
+from tuneleak.options import AggregateOptions, PrivateFinetuneOptions
 
 TRAINING_CALLS = 3  # a training step costs about three forward calls per sample
 
@@ -102,8 +103,12 @@ def private_rows(study):
             cells = [(recipe, epsilon) for place, recipe, epsilon in study.cells() if place is world and recipe.name == name]
             options = cells[0][0].options
             models, privacy = len(cells) * len(options.seeds), options.privacy
-            training = TRAINING_CALLS * privacy.expected_batch * privacy.multiplicity * privacy.steps
-            yield {"world": world.name, "method": f"dp {name}", "models": models, "training": models * training, "sampling": models * drawn}
+            training, sampling = 0, 0  # a generator calls no UNet
+            if isinstance(options, PrivateFinetuneOptions):
+                training, sampling = TRAINING_CALLS * privacy.expected_batch * privacy.multiplicity * privacy.steps, drawn
+            elif isinstance(options, AggregateOptions):
+                training, sampling = TRAINING_CALLS * options.expected_pictures * options.steps * options.draws, drawn
+            yield {"world": world.name, "method": f"dp {name}", "models": models, "training": models * training, "sampling": models * sampling}
 
 
 def weights_rows(study):
@@ -114,17 +119,28 @@ def weights_rows(study):
     sizes = [knobs.sizes.image_counts[number % len(knobs.sizes.image_counts)] for number in range(knobs.sizes.people * seeds)]
     size_steps = sum(steps * len(sizes) if kind == "total" else recipe.steps_per_image * sum(sizes) for kind in knobs.sizes.steps)
     models = (knobs.train_people + 2 * victims) * seeds
+    others = [item.options.steps_per_image * item.options.images_per_concept * item.options.batch * victims * seeds for item in knobs.other_recipes]
     plans = {plan.name: plan.options for plan in knobs.encoders}
     adapted = [plans[name] for name in ("spectral", "autoencoder") if name in plans] * len(knobs.adaptive)
-    encoders = sum(options.steps * options.batch for options in [*plans.values(), *adapted] if options.attack != "linear")
+    encoders = sum(
+        options.steps * options.batch * (1 + recipe.batch * ("gradient-leak" in options.compat))  # fine-tunes that run along
+        for options in [*plans.values(), *adapted]
+        if options.attack != "linear"
+    )
     per_draw = victims * seeds * knobs.run.pictures * knobs.run.steps * 2
     draws = sum(_draws(options, knobs.run.controls) for options in plans.values()) + 4.5 * knobs.run.controls + 1  # unconditional: one branch of two
     named = sum(name in plans for name in ("spectral", "autoencoder", "constant"))
-    draws += (named + 1) * len(knobs.transforms) + len(adapted)
+    changes = len(knobs.transforms) + len(others)
+    draws += (named + 1) * changes + len(adapted) + knobs.factors * (1 + changes)  # captions, where factors are read
     matching = victims * seeds * knobs.run.matching_steps * knobs.run.matching_batch * TRAINING_CALLS if knobs.run.controls else 0
+    refined = sum(
+        bool(knobs.run.refine_steps) and knobs.run.controls and options.examples == "all" and options.attack != "linear" for options in plans.values()
+    )
+    draws += refined  # and two networks at every picture's steps
+    matching += refined * victims * seeds * knobs.run.pictures * knobs.run.refine_steps * 2 * TRAINING_CALLS
     yield {
-        "world": knobs.world, "method": recipe.method, "models": models + len(sizes) * len(knobs.sizes.steps),
-        "training": TRAINING_CALLS * (recipe.batch * (models * steps + size_steps) + encoders), "sampling": int(per_draw * draws) + matching,
+        "world": knobs.world, "method": recipe.method, "models": models + len(sizes) * len(knobs.sizes.steps) + len(others) * victims * seeds,
+        "training": TRAINING_CALLS * (recipe.batch * (models * steps + size_steps) + encoders + sum(others)), "sampling": int(per_draw * draws) + matching,
     }  # fmt: skip
 
 

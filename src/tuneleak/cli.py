@@ -3,6 +3,7 @@
 from tuneleak.command import Argument, Verb, build_parser, run
 from tuneleak.options import (
     AblationEvaluateOptions,
+    AggregateOptions,
     AuditOptions,
     AutoencoderOptions,
     BaseOptions,
@@ -13,6 +14,8 @@ from tuneleak.options import (
     ExtractionOptions,
     FinetuneOptions,
     ImportOptions,
+    ImportWeightsOptions,
+    MeanFeaturesOptions,
     MembershipOptions,
     PerturbOptions,
     PopulationOptions,
@@ -297,6 +300,13 @@ VERBS = [
         CollectOptions,
     ),
     Verb(
+        "import-weights",
+        "Turn LoRAs that others published (safetensors) into a model set.",
+        "tuneleak.models.import_weights:import_weights",
+        [Argument("--folder", "folder with the LoRAs, say one of `fetch`"), BASE, WORLD, OUT],
+        ImportWeightsOptions,
+    ),
+    Verb(
         "attack weights train",
         "Train an encoder of LoRA weights on models of public people.",
         "tuneleak.attacks.weights.train:train",
@@ -327,6 +337,9 @@ VERBS = [
             Argument("--copy-score", "copy embedder of the scores"),
             Argument("--second", "model set of the same people from other pictures", required=False),
             Argument("--factors", "reader of true factors, for leaked bits", required=False),
+            Argument("--clip-image", "CLIP whose picture embeddings give CLIP-I (photographs)", required=False),
+            Argument("--clip-text", "CLIP that compares pictures with the true prompt, CLIP-T (photographs)", required=False),
+            Argument("--dino", "DINO (photographs)", required=False),
             OUT,
             DEVICE,
             DTYPE,
@@ -376,10 +389,30 @@ VERBS = [
         PrivateFinetuneOptions,
     ),
     Verb(
+        "mean-features",
+        "DP-MEPF: release a noisy mean of public features once, and train a generator to it.",
+        "tuneleak.finetune.mean_features:mean_features",
+        [BASE, IMAGES, Argument("--network", "embedder folder, or VGG19 as safetensors: the public features"), WORLD, OUT, DEVICE],
+        MeanFeaturesOptions,
+    ),
+    Verb(
+        "aggregate-embeddings",
+        "DPAgg-TI: average textual inversions of single pictures under differential privacy.",
+        "tuneleak.finetune.aggregate:aggregate_embeddings",
+        [BASE, IMAGES, WORLD, OUT, DEVICE],
+        AggregateOptions,
+    ),
+    Verb(
         "sample-classes",
         "Draw labelled pictures of a base, or of privately tuned models, under public prompts.",
         "tuneleak.finetune.sample:sample_classes",
-        [BASE, Argument("--models", "model set of `finetune-private` (none: the base itself)", required=False), OUT, DEVICE, DTYPE],
+        [
+            BASE,
+            Argument("--models", "model set of `finetune-private`, `mean-features` or `aggregate-embeddings` (none: the base itself)", required=False),
+            OUT,
+            DEVICE,
+            DTYPE,
+        ],
         SampleOptions,
     ),
     Verb(
@@ -412,7 +445,7 @@ VERBS = [
         "tuneleak.metrics.dp_ldm:evaluate",
         [
             Argument("--utility", "utility.csv files of `measure dp-ldm`", many=True),
-            Argument("--models", "model sets of `finetune-private`", many=True, required=False),
+            Argument("--models", "model sets of private trainings", many=True, required=False),
             Argument("--further", "tables of `audit` and `count-trainable`", many=True, required=False),
             OUT_FILE,
         ],

@@ -9,6 +9,7 @@ from pydantic import Field, JsonValue, ValidationError, model_validator
 from tuneleak.errors import InputError
 from tuneleak.options import (
     AblationEvaluateOptions,
+    AggregateOptions,
     Attack,
     AuditOptions,
     AutoencoderOptions,
@@ -23,6 +24,7 @@ from tuneleak.options import (
     Guidance,
     GuidedAttack,
     ImportOptions,
+    MeanFeaturesOptions,
     MembershipOptions,
     Options,
     PerturbOptions,
@@ -230,6 +232,22 @@ class DpRecipe(Options):
     options: PrivateFinetuneOptions = Field(description="the knobs; prompts and epsilon are filled in")
 
 
+class MeanFeaturesRecipe(Options):
+    """How a generator is trained to a noisy mean of public features (DP-MEPF)."""
+
+    name: str = Field(description="name of the method")
+    worlds: list[str] = Field([], description="worlds it runs in (empty: all)")
+    options: MeanFeaturesOptions = Field(MeanFeaturesOptions(), description="the knobs; prompts and epsilon are filled in")
+
+
+class AggregateRecipe(Options):
+    """How textual inversions of single pictures are averaged (DPAgg-TI)."""
+
+    name: str = Field(description="name of the method")
+    worlds: list[str] = Field([], description="worlds it runs in (empty: all)")
+    options: AggregateOptions = Field(AggregateOptions(), description="the knobs; prompts and epsilon are filled in")
+
+
 class DpAudit(Options):
     """One audit."""
 
@@ -246,6 +264,9 @@ class DpLdm(Options):
     embedder: str = Field(description="network behind the Frechet distance")
     worlds: list[DpWorld] = Field(description="private sets")
     recipes: list[DpRecipe] = Field(description="methods")
+    mean_features: list[MeanFeaturesRecipe] = Field([], description="compared with: DP-MEPF, one release and a generator trained from scratch")
+    perceptual: str = Field("", description="public network whose features DP-MEPF averages; never the one behind the Frechet distance")
+    aggregates: list[AggregateRecipe] = Field([], description="compared with: DPAgg-TI, averaged textual inversions")
     epsilons: list[Rate] = Field(description="budgets; 0, the public base, is always reported")
     noiseless: bool = Field(description="also train with clipping but no noise (epsilon is infinite)")
     sample: SampleOptions = Field(description="pictures drawn from each model; prompts are filled in")
@@ -255,7 +276,8 @@ class DpLdm(Options):
     def cells(self):
         """(world, recipe, epsilon name) of every training: budgets ascending, `inf` last."""
         names = [f"{epsilon:g}" for epsilon in sorted(self.epsilons)] + (["inf"] if self.noiseless else [])
-        return [(world, recipe, name) for world in self.worlds for recipe in self.recipes if world.name in (recipe.worlds or [world.name]) for name in names]
+        every = [*self.recipes, *self.mean_features, *self.aggregates]
+        return [(world, recipe, name) for world in self.worlds for recipe in every if world.name in (recipe.worlds or [world.name]) for name in names]
 
     def training(self, world, recipe, epsilon):
         """The options of one cell; the budget and the public grammar are filled in."""
@@ -266,18 +288,24 @@ class DpLdm(Options):
     @model_validator(mode="after")
     def _consistent(self):
         worlds = {world.name for world in self.worlds}
-        for group, items in {"worlds": self.worlds, "recipes": self.recipes, "audits": self.audits}.items():
+        every = [*self.recipes, *self.mean_features, *self.aggregates]
+        for group, items in {"worlds": self.worlds, "recipes": every, "audits": self.audits}.items():
             names = [item.name for item in items]
             for name in names:
                 if names.count(name) > 1 or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]*", name):
                     raise ValueError(f"dp_ldm.{group}: {name!r} must be unique and becomes a folder; use letters, digits, dots and hyphens only")
-        for name in [name for recipe in self.recipes for name in recipe.worlds] + [audit.world for audit in self.audits]:
+        for name in [name for recipe in every for name in recipe.worlds] + [audit.world for audit in self.audits]:
             if name not in worlds:
                 raise ValueError(f"dp_ldm: {name!r} is not in dp_ldm.worlds")
         for world in worlds:
             sets = [(item.options.trainable, *item.options.blocks) for item in self.recipes if world in (item.worlds or [world])]
             if len(set(sets)) < len(sets):
                 raise ValueError(f"dp_ldm.recipes: two recipes train the same weights in world {world!r}; tables know a method by its weights")
+            for group, items in {"mean_features": self.mean_features, "aggregates": self.aggregates}.items():
+                if sum(world in (item.worlds or [world]) for item in items) > 1:
+                    raise ValueError(f"dp_ldm.{group}: two entries in world {world!r}; tables know the method by one name")
+        if self.mean_features and (not self.perceptual or self.perceptual == self.embedder):
+            raise ValueError("dp_ldm.perceptual: mean_features needs a public network, and another than the one behind the Frechet distance")
         if len({f"{epsilon:g}" for epsilon in self.epsilons}) < len(self.epsilons):
             raise ValueError("dp_ldm.epsilons: a budget occurs twice")
         return self
@@ -456,6 +484,13 @@ class EncoderPlan(Options):
     options: WeightsTrainOptions = Field(description="how it is trained")
 
 
+class OtherRecipe(Options):
+    """Victims that were fine-tuned otherwise than the attacker's own models."""
+
+    name: str = Field(description="name; the tables say recipe-<name>")
+    options: FinetuneOptions = Field(description="how they were fine-tuned (method lora, the recipe's rank and modules)")
+
+
 class SizePlan(Options):
     """Recovery of the number of training pictures."""
 
@@ -476,6 +511,9 @@ class LoraWeights(Options):
     identity_a: str = Field(description="identity embedder the attacks train with")
     identity_b: str = Field(description="identity embedder that judges")
     factors: bool = Field(description="whether true factors are known, so that leaked bits can be measured")
+    clip_image: str = Field("", description="folder of the CLIP that gives CLIP-I of photographs (empty: not measured)")
+    clip_text: str = Field("", description="folder of the CLIP that gives CLIP-T of photographs (empty: not measured)")
+    dino: str = Field("", description="folder of the DINO ViT (empty: not measured)")
     train_people: Positive = Field(description="people whose LoRAs train the attacks")
     test_people: Positive = Field(description="people whose LoRAs are attacked")
     shard_people: Positive = Field(description="people per job of collect-weights")
@@ -485,6 +523,7 @@ class LoraWeights(Options):
     trunk: str = Field("", description="CLIP text encoder of the paper's attack (empty: the base's own)")
     run: WeightsRunOptions = Field(description="the attacks on the victims")
     transforms: list[TransformOptions] = Field(description="changes made to the victims' weights, each attacked")
+    other_recipes: list[OtherRecipe] = Field([], description="the same victims fine-tuned otherwise, attacked by encoders that expect the recipe above")
     adaptive: list[str] = Field(description="transforms (kind, or kind-strength) against which attackers train anew who know them")
     sizes: SizePlan = Field(description="recovery of the number of training pictures")
     evaluate: EvaluateOptions = Field(description="metrics and intervals")
@@ -563,6 +602,12 @@ class Config(Options):
                 raise ValueError(f"lora_weights.encoders: {name!r} occurs twice or is no name of small letters, digits and hyphens")
         if knobs.recipe.method != "lora":
             raise ValueError(f"lora_weights.recipe: the weights attacks are about LoRAs of the UNet; method is {knobs.recipe.method!r}, not 'lora'")
+        for other in knobs.other_recipes:
+            same = ("method", "rank", "target_modules", "images_per_concept", "seeds")
+            odd = next((key for key in same if getattr(other.options, key) != getattr(knobs.recipe, key)), None)
+            if odd or not re.fullmatch(r"[a-z0-9][a-z0-9-]*", other.name) or [item.name for item in knobs.other_recipes].count(other.name) > 1:
+                reason = f"{odd} must be that of lora_weights.recipe" if odd else "its name occurs twice or is none of small letters, digits and hyphens"
+                raise ValueError(f"lora_weights.other_recipes: {other.name!r}: {reason}")
         unknown = set(knobs.adaptive) - {item.name for item in knobs.transforms}
         if unknown:
             raise ValueError(f"lora_weights.adaptive: {sorted(unknown)[0]!r} is none of the transforms {[item.name for item in knobs.transforms]}")

@@ -215,6 +215,15 @@ class VariantsOptions(Options):
     variants: list[Variant] = Field([Variant(name="reference")], min_length=1, description="the variants")
 
 
+class ImportWeightsOptions(Options):
+    """How a folder of published LoRAs becomes a ModelSet; a metadata.csv in it goes first."""
+
+    step: Positive = Field(1000, description="optimiser steps they were trained for")
+    caption: str = Field("{concept}", description="their training caption; {concept} is the name of the file, or of its folder")
+    n_images: Count = Field(0, description="pictures each was trained on (0: unknown)")
+    skip_broken: bool = Field(False, description="leave unusable files out and list them, instead of stopping at the first")
+
+
 class WeightsTrainOptions(Options):
     """Training of one encoder of weights."""
 
@@ -236,7 +245,7 @@ class WeightsTrainOptions(Options):
     dropout: Fraction = Field(0.1, description="dropout of the transformer (spectral)")
     components: Count = Field(0, description="principal components kept (linear; 0: all)")
     train_trunk: bool = Field(False, description="train the text transformer along instead of leaving it as pretrained (autoencoder)")
-    compat: list[Literal["initial-known", "sample-at-attack"]] = Field([], description="behaviour of the public code (autoencoder)")
+    compat: list[Literal["initial-known", "sample-at-attack", "gradient-leak"]] = Field([], description="behaviour of the public code (autoencoder)")
     transform: TransformOptions = Field(TransformOptions(), description="change made to the attacker's own models: an attacker who knows the defence")
     people: Count = Field(0, description="train on the models of the first so many people only (0: all)")
     checkpoint_every: Positive = Field(200, description="steps between checkpoints")
@@ -251,7 +260,11 @@ class WeightsRunOptions(Options):
     guidance_scale: float = Field(2.0, ge=0, description="classifier-free guidance from the empty caption to z")
     batch: Positive = Field(64, description="samples in one batch")
     controls: bool = Field(True, description="also run the controls, baselines and bounds")
+    defence: str = Field("", description="what the tables say of victims whose manifest says nothing: a recipe that the attacker does not expect")
     guesses: list[str] = Field(["a face", "the face of someone", "a person", "a portrait"], description="prompts to guess; the first is also run alone")
+    refine_steps: Count = Field(15, description="steps by which z is moved to where victim and base differ most (0: not run)")
+    refine_lr: Rate = Field(0.02, description="learning rate of that")
+    refine_prior: float = Field(1.0, ge=0, description="weight that keeps z where it was, against the log of the difference")
     matching_steps: Count = Field(40, description="steps of update matching (0: not run)")
     matching_batch: Positive = Field(8, description="timesteps in one simulated update")
     matching_lr: Rate = Field(0.05, description="learning rate of update matching")
@@ -397,20 +410,25 @@ class SynthesizeOptions(Options):
 Trainable = Literal["attention", "all", "resblocks", "input", "lora", "bias", "unconditional-attention"]
 
 
-class PrivacyOptions(Options):
-    """The privacy block of a fine-tune: what is promised, and how gradients are clipped and noised."""
+class BudgetOptions(Options):
+    """What is promised."""
 
     epsilon: float = Field(10.0, gt=0, description="budget; with `noiseless`, ignored")
     noiseless: bool = Field(False, description="clip but add no noise: epsilon is infinite")
     delta: float = Field(1e-5, gt=0, lt=1, description="probability with which epsilon may fail to hold; below 1 over the number of pictures")
+    public_size: Positive = Field(8000, description="size of the private set as it is made public: the true number is itself private")
+    unit: Literal["image", "person"] = Field("image", description="what the report bounds: one picture, or all pictures of one concept by group privacy")
+
+
+class PrivacyOptions(BudgetOptions):
+    """The privacy block of a fine-tune: what is promised, and how gradients are clipped and noised."""
+
     expected_batch: Positive = Field(
         1024, description="pictures in a step on average; each takes part independently with probability expected_batch / public_size"
     )
-    public_size: Positive = Field(8000, description="size of the private set as it is made public: the true number is itself private")
     steps: Positive = Field(40, description="noisy steps")
     clip: Rate = Field(1e-3, description="norm C to which a picture's gradient is clipped; gradients are divided by it, so no learning rate depends on it")
     multiplicity: Positive = Field(1, description="timesteps and noises whose gradients are averaged per picture before the clip (K)")
-    unit: Literal["image", "person"] = Field("image", description="what the report bounds: one picture, or all pictures of one concept by group privacy")
 
 
 class PrivateFinetuneOptions(Options):
@@ -436,11 +454,42 @@ class PrivateFinetuneOptions(Options):
     alpha: Rate = Field(8.0, description="alpha of a LoRA")
     target_modules: list[str] = Field(["to_q", "to_k", "to_v", "to_out.0"], description="modules a LoRA adapts")
     gradients: Literal["auto", "ghost", "hooks"] = Field(
-        "auto", description="how clipped sums are computed: book-keeping with ghost norms, or Opacus's hooks; auto: hooks only with gradient_checkpointing"
+        "auto", description="how clipped sums are computed: book-keeping with ghost norms, or Opacus's hooks; auto: whichever is faster on a batch of noise"
     )
     physical_batch: Positive = Field(64, description="rows in memory at once; changes speed and memory, never the numbers' meaning")
     gradient_checkpointing: bool = Field(False, description="trade time for memory (large models; re-entrant, with hooks)")
     checkpoint_every: Positive = Field(20, description="noisy steps between checkpoints")
+
+
+class MeanFeaturesOptions(Options):
+    """DP-MEPF: the noisy mean of public features is released once, and a generator is trained to it."""
+
+    prompts: dict[str, str] = Field({}, description="public grammar: label -> caption; the public list of classes")
+    privacy: BudgetOptions = Field(BudgetOptions(), description="the privacy block")
+    pool: Count = Field(4, description="side to which each layer's features are averaged (0: not at all, as published)")
+    count_weight: Rate = Field(0.3, description="length of the part of the release that counts a class's pictures, beside two of length 1")
+    seeds: list[int] = Field([0], description="one release and one generator per seed")
+    steps: Positive = Field(300, description="steps of the generator, which cost no privacy")
+    batch: Positive = Field(64, description="generated pictures in a step")
+    lr: Rate = Field(2e-3, description="peak learning rate of AdamW (cosine to zero)")
+    width: Positive = Field(16, description="channels of the generator at full size")
+    latent: Positive = Field(32, description="length of its noise")
+    checkpoint_every: Positive = Field(100, description="steps between checkpoints")
+
+
+class AggregateOptions(Options):
+    """DPAgg-TI: a textual inversion of each drawn picture, clipped and averaged with noise in one release."""
+
+    prompts: dict[str, str] = Field({}, description="public grammar: label -> caption; the public list of classes")
+    privacy: BudgetOptions = Field(BudgetOptions(), description="the privacy block")
+    expected_pictures: Positive = Field(200, description="pictures inverted on average; each is drawn with probability expected_pictures / public_size")
+    clip: Rate = Field(1.0, description="norm to which the change of a picture's word vectors is clipped")
+    caption_template: str = Field("art style of {}", description="caption whose words in place of {} are learned")
+    seeds: list[int] = Field([0], description="one release per seed")
+    steps: Positive = Field(20, description="steps of each inversion")
+    draws: Positive = Field(4, description="timesteps and noises in a step")
+    lr: Rate = Field(2e-2, description="learning rate of Adam")
+    at_once: Positive = Field(16, description="pictures inverted side by side; changes speed and memory, never the numbers' meaning")
 
 
 class SampleOptions(Options):

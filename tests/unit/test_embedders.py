@@ -66,6 +66,38 @@ def test_unlisted_torchscript_is_refused_unread(tmp_path):
         embedders.load_embedder(tmp_path / "sscd.torchscript")
 
 
+@pytest.mark.slow
+def test_only_the_published_inception_is_opened_and_its_distance_is_called_fid(tmp_path, monkeypatch):
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    from tuneleak.metrics import dp_utility
+    from tuneleak.options import DpUtilityOptions
+
+    path = tmp_path / "weights.pth"
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "load", lambda *arguments, **names: state)
+        patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda self, values: None)
+        torch.manual_seed(0)
+        state = {}
+        state = FeatureExtractorInceptionV3("random", ["2048"], feature_extractor_weights_path="unused").state_dict()
+    torch.save(state, path)
+    with pytest.raises(InputError, match="only that very file is opened"):
+        embedders.load_embedder(path)
+    monkeypatch.setitem(embedders.TRUSTED_INCEPTION, files.sha256(path), "a random one")
+    network = embedders.load_embedder(path)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    features = network.embed(pixels, batch=2)
+    assert features.shape == (3, 2048) and np.isfinite(features).all() and not np.allclose(np.linalg.norm(features, axis=1), 1)
+    study = object.__new__(dp_utility._Study)
+    study.name, study.options, study.size, study.reference = (
+        embedders.INCEPTION,
+        DpUtilityOptions(replicates=2),
+        8,
+        np.random.default_rng(0).normal(size=(8, 5)),
+    )
+    assert study._distances(study.reference + 1)[0]["metric"] == "FID (under 1000 samples)"
+
+
 def test_text_encoder_equals_the_clip_text_tower(tmp_path):
     from transformers import CLIPTextModel
 

@@ -90,6 +90,15 @@ def test_a_transform_is_held_against_untouched_weights(tmp_path):
     assert len(changed) == 1 and changed.value.iloc[0] == pytest.approx(-0.3) and set(table.defence) == {"", "gauge-10", "gauge-10-minus-none"}
 
 
+def test_captions_that_are_still_followed_are_utility_held_against_untouched_weights(tmp_path):
+    before = scores("captions", "pictures; bound=captions", 5, caption_accuracy=0.9)
+    after = scores("captions", "pictures; bound=captions", 5, defence="noise-2", caption_accuracy=[0.4, 0.6] * 5)
+    table = evaluate(tmp_path, before, after, scores("spectral", "pictures", 1))
+    found = table[table.metric == "caption accuracy"].set_index("defence")
+    assert found.value[""] == pytest.approx(0.9) and found.value["noise-2"] == pytest.approx(0.5)
+    assert found.value["noise-2-minus-none"] == pytest.approx(-0.4) and found.ci_high["noise-2-minus-none"] < -0.3
+
+
 def test_few_people_give_intervals_over_models_that_say_so(tmp_path):
     table = evaluate(tmp_path, scores("spectral", "embedding", [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]).head(4))
     assert set(table.interval) == {"models"} and set(table.n) == {4}

@@ -1,5 +1,6 @@
 import json
 import math
+import time
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ PRIVACY = {"epsilon": 2, "delta": 1e-3, "expected_batch": 8, "public_size": 16, 
 
 
 def options(privacy=None, **changes):
-    values = {"prompts": PROMPTS, "lr": 1e-2, "physical_batch": 8, "rank": 4, "checkpoint_every": 2}
+    values = {"prompts": PROMPTS, "lr": 1e-2, "physical_batch": 8, "rank": 4, "checkpoint_every": 2, "gradients": "ghost"}
     return PrivateFinetuneOptions(**values | changes, privacy=PrivacyOptions(**PRIVACY | (privacy or {})))
 
 
@@ -237,7 +238,7 @@ def test_a_run_changes_what_it_trains_and_nothing_else(made, tiny_base):
     chosen = set(trainable.select(base, "attention").names)
     changed = {name for name, tensor in base.state_dict().items() if not torch.equal(tensor, tuned[name])}
     assert changed == chosen
-    contexts = conditioned.load_class_contexts(made.path(row) / conditioned.CLASS_FILE, 32)
+    contexts = conditioned.load_class_contexts(made.path(row) / modelset.CLASS_FILE, 32)
     assert list(contexts) == list(PROMPTS)
     with load_tuned(load_base(tiny_base), made, row) as model:
         assert torch.isfinite(model.noise_pred(torch.zeros(1, 4, 8, 8), 5, contexts["ada"][None])).all()
@@ -288,7 +289,7 @@ def test_a_private_lora_moves_its_b_and_leaves_the_base(tiny_base, tiny_images, 
     ("changes", "message"),
     [
         ({"privacy": {"delta": 0.1}}, "no protection for 16"),
-        ({"privacy": {"expected_batch": 32}}, "exceeds public_size"),
+        ({"privacy": {"expected_batch": 32}}, "exceed public_size"),
         ({"prompts": {}}, "never read off the private pictures"),
         ({"prompts": {"ada": "picture"}}, "not in prompts"),
         ({"conditioning": "frozen", "caption_column": "nothing"}, "no column 'nothing'"),
@@ -309,3 +310,28 @@ def test_the_budget_of_the_options_is_kept():
     privacy = options().privacy
     sigma = private._noise(privacy)
     assert accounting.epsilon([(sigma, 0.5, 4)], 1e-3) <= 2 < accounting.epsilon([(0.97 * sigma, 0.5, 4)], 1e-3)
+
+
+def test_the_faster_way_is_found_on_noise_noted_and_kept(tiny_base, tiny_images, tmp_path, monkeypatch):
+    asked = []
+
+    def slow(self, *arguments):
+        asked.append("ghost")
+        time.sleep(0.3)
+        return clipped(self, *arguments)
+
+    clipped = gradients.GhostSums.clipped
+    monkeypatch.setattr(gradients.GhostSums, "clipped", slow)
+    made = run(tiny_base, tiny_images, tmp_path / "auto", gradients="auto", seeds=[0, 1], privacy={"steps": 2})
+    facts = [json.loads((made.path(row) / private.RECORD).read_text()) for row in made.rows()]
+    assert [fact["gradients"] for fact in facts] == ["hooks", "hooks"]
+    assert len(asked) == 2  # timed once for both seeds, and not used
+
+
+def test_a_way_that_does_not_fit_the_layers_is_left_out(tiny_base):
+    problem = Problem(tiny_base)
+    problem.network.odd = torch.nn.ConvTranspose2d(1, 1, 1)  # a kind of layer that ghost norms do not know, and that is not used
+    with pytest.raises(InputError, match="ConvTranspose2d"):
+        gradients.make("ghost", problem.network, [*problem.parameters, *problem.network.odd.parameters()])
+    kind, seconds = gradients.fastest(problem.network, problem.parameters, problem.errors(), 4, 1e-3)
+    assert set(seconds) == {"ghost", "hooks"} and seconds[kind] == min(seconds.values())

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from tuneleak.attacks.weights import baselines, gallery, run, train
+from tuneleak.attacks.weights import baselines, gallery, leak, refine, run, train
 from tuneleak.data.imageset import ImageSet
 from tuneleak.defences import transforms
 from tuneleak.errors import InputError
@@ -295,7 +295,7 @@ def test_the_initial_weights_an_oracle_knows_are_those_that_were_drawn(models, t
 def test_every_setting_is_scored_and_a_killed_run_goes_on(models, tiny_base, tiny_images, tmp_path, monkeypatch):
     for attack in ("spectral", "constant"):
         fit(models, tiny_base, tiny_images, tmp_path / attack, attack=attack)
-    options = WeightsRunOptions(pictures=2, steps=2, matching_steps=2, matching_batch=2, batch=8)
+    options = WeightsRunOptions(pictures=2, steps=2, refine_steps=2, matching_steps=2, matching_batch=2, batch=8)
 
     def attack(out):
         run.run(models / "victims", tiny_images, tiny_images, tiny_base, [tmp_path / "spectral", tmp_path / "constant"], "a", "b", "c", out, options,
@@ -308,6 +308,7 @@ def test_every_setting_is_scored_and_a_killed_run_goes_on(models, tiny_base, tin
     assert {("spectral", f"{kind}; control={name}") for kind in ("pictures", "embedding") for name in controls} | {
         ("spectral", "pictures"), ("spectral-selected", "pictures"), ("spectral", "embedding"),
         ("spectral", "pictures; control=base-unet"), ("constant", "pictures"), ("spectral-finextract", "pictures"), ("constant-finextract", "pictures"),
+        ("spectral-refined", "pictures"), ("constant-refined", "pictures"),
         ("unconditional", "pictures"), ("guessed-prompt", "pictures"), ("searched-prompt", "pictures"), ("update-matching", "pictures"),
         ("update-matching", "decoded"), ("true-prompt", "pictures; bound=true-prompt"),
     } == settings  # fmt: skip
@@ -363,6 +364,75 @@ def test_drawing_many_victims_at_once_is_drawing_each_alone(models, tiny_base):
         with load_tuned(base, made, row) as tuned:
             latents = base.sample(lambda x, t: -1.5 * base.noise_pred(x, t, null) + 2.5 * tuned.noise_pred(x, t, mine), noise, 3)  # noqa: B023
         assert np.abs(from_tensor(base.decode(latents)).astype(int) - guided[number]).max() <= 1
+
+
+def test_refinement_raises_the_difference_of_victim_and_base_for_each_victim_alone(models, tiny_base):
+    base = pipeline.load_base(tiny_base)
+    weights = weightset.load([models / "victims"], base)
+    options = WeightsRunOptions(pictures=2, batch=8, refine_steps=8, refine_lr=0.1, refine_prior=0.01)
+    z = base.encode_text(["picture of person", "a face"])
+    drawn = np.random.default_rng(0).integers(0, 256, (2, 2, 32, 32, 3), dtype=np.uint8)
+    with batched_lora.BatchedLora(base.unet, weights.layers) as lora:
+        studio = run.Studio(base, lora, weights, options)
+        moved = refine.refined(studio, z, drawn)
+        noise, t = torch.randn(4, *base.latent_shape, generator=torch.Generator().manual_seed(0)), torch.tensor([300, 700, 300, 700])
+        with torch.no_grad():
+            before, after = (refine.disagreement(studio, torch.arange(2), value, noise, t) for value in (z, moved))
+        assert bool((after > 1.02 * before).all())
+        held = refine.refined(run.Studio(base, lora, weights, options.model_copy(update={"refine_prior": 1e4})), z, drawn)
+        assert float((held - z).norm()) < 0.5 * float((moved - z).norm())
+        alone = run.Studio(base, lora, weights.take([1]), options)
+        assert torch.allclose(refine.refined(alone, z[1:], drawn[1:]), moved[1:], atol=1e-4)
+        assert lora.layers[weights.layers[0]].pair is None and not studio.lora.network.training
+
+
+def leaky(models, base, leak_it, folder, **options):
+    """An autoencoder trained while the fine-tunes run; returns it, and the weights that each group ended with."""
+    made = WeightsTrainOptions(**CHEAP | {"attack": "autoencoder", "compat": ["gradient-leak"], "batch": 4} | options)
+    weights = weightset.load([models / "train"], base)
+    people = train.People(weights.table.concept, ImageSet.load(models / "images"), base, MeanColour())
+    encoder = train.build(made, weights.pairs, train.mean_context(base, weights.table.caption), 3, base)
+    ends, step = [], leak.Group.step
+
+    def kept(self, base, number, recipe):
+        step(self, base, number, recipe)
+        ends.append(self.flat.detach().clone())
+
+    leak.Group.step = kept
+    try:
+        log, calls = leak.fit(encoder, weights.table, people, base, made, train.recipe_of([models / "train"]), folder, leak=leak_it)
+    finally:
+        leak.Group.step = step
+    return encoder, ends, log, calls
+
+
+def test_the_leak_pulls_fine_tunes_and_without_it_they_are_ordinary(models, tiny_base, tiny_images, tmp_path):
+    if not (models / "images").exists():
+        (models / "images").symlink_to(tiny_images)
+    base = pipeline.load_base(tiny_base)
+    order = torch.randperm(4, generator=leak.runtime.generator("leak-group", 0, 0)).tolist()
+    _, ends, log, calls = leaky(models, base, False, tmp_path / "a")
+    stored = weightset.load([models / "train"], base)
+    last = stored.take(train.last_steps(stored.table))
+    name = last.layers[0]
+    start, stop = 0, RECIPE.rank * last.pairs[name][0].shape[2]
+    ordinary = torch.stack([last.pairs[name][0][person].flatten() for person in order])
+    assert len(ends) == 6 and torch.allclose(ends[-1][:, start:stop], ordinary, atol=1e-5)  # six steps: one fine-tune each
+    assert len(log) == 6 and calls == 6 * 4 * (2 + 1)
+    _, pulled, *_ = leaky(models, base, True, tmp_path / "b")
+    assert torch.equal(pulled[0], ends[0]) and float((pulled[-1] - ends[-1]).abs().max()) > 1e-4
+    _, nothing, *_ = leaky(models, base, True, tmp_path / "c", denoise_weight=0.0)
+    assert torch.allclose(nothing[-1], ends[-1], atol=1e-6)
+
+
+def test_a_leaky_encoder_is_trained_by_its_verb_and_nothing_else_leaks(models, tiny_base, tiny_images, tmp_path):
+    log, meta = fit(models, tiny_base, tiny_images, tmp_path / "leaky", attack="autoencoder", compat=["gradient-leak"], batch=4)
+    assert len(log) == 6 and meta["model_calls"] == 72
+    for wrong in ({"attack": "constant"}, {"transform": TransformOptions(kind="gauge", strength=10)}):
+        with pytest.raises(InputError, match="gradient-leak is how the public code"):
+            fit(models, tiny_base, tiny_images, tmp_path / "wrong", **{"attack": "autoencoder", "compat": ["gradient-leak"]} | wrong)
+    with pytest.raises(InputError, match="needs model sets of `collect-weights`"):
+        train.recipe_of([models / "victims"])
 
 
 def test_update_matching_sends_gradients_to_picture_and_prompt(models, tiny_base):

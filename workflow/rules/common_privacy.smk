@@ -20,7 +20,8 @@ def dp_base(wildcards):
 
 
 def dp_training(wildcards):
-    recipe = one(study.dp_ldm.recipes, name=wildcards.recipe)
+    knobs = study.dp_ldm
+    recipe = one([*knobs.recipes, *knobs.mean_features, *knobs.aggregates], name=wildcards.recipe)
     return as_json(study.dp_ldm.training(dp_world(wildcards), recipe, wildcards.epsilon))
 
 
@@ -33,6 +34,10 @@ def dp_models(world=None):
     """The manifests of all trainings, or of one world's."""
     cells = [cell for cell in study.dp_ldm.cells() if world in (None, cell[0].name)]
     return [f"{RESULTS}/dp/{place.name}/{recipe.name}/{epsilon}/manifest.csv" for place, recipe, epsilon in cells]
+
+
+def dp_perceptual(wildcards):
+    return study.dp_ldm.perceptual
 
 
 def dp_embedder(wildcards):

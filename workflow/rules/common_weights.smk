@@ -56,8 +56,17 @@ def transform_options(wildcards):
     return as_json(transform_named(wildcards.defence))
 
 
+def other_recipes():
+    """{name in the tables: options} of the victims that were fine-tuned otherwise."""
+    return {f"recipe-{item.name}": item.options for item in study.lora_weights.other_recipes}
+
+
+def other_recipe_options(wildcards):
+    return as_json(other_recipes()[wildcards.defence])
+
+
 def weights_defences():
-    return ["none", *(item.name for item in study.lora_weights.transforms)]
+    return ["none", *(item.name for item in study.lora_weights.transforms), *other_recipes()]
 
 
 ADAPTS = ("spectral", "autoencoder")  # encoders an attacker who knows the transform trains anew
@@ -97,7 +106,8 @@ def folder_of_weights_figures(wildcards, output):
 
 
 def weights_run_options(wildcards):
-    return as_json(study.lora_weights.run, controls=study.lora_weights.run.controls and wildcards.defence == "none")
+    knobs, recipe = study.lora_weights.run, wildcards.defence if wildcards.defence in other_recipes() else ""
+    return as_json(knobs, controls=knobs.controls and wildcards.defence == "none", defence=recipe)
 
 
 def weights_embedders():
@@ -107,6 +117,12 @@ def weights_embedders():
 
 def weights_factors_flag(wildcards):
     return f"--factors {shlex.quote(study.instruments.factors)}" if study.lora_weights.factors and study.instruments.factors else ""
+
+
+def photograph_flags(wildcards):
+    knobs = study.lora_weights
+    given = {"--clip-image": knobs.clip_image, "--clip-text": knobs.clip_text, "--dino": knobs.dino}
+    return " ".join(f"{flag} {shlex.quote(folder)}" for flag, folder in given.items() if folder)
 
 
 def second_flag(wildcards, input):

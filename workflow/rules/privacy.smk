@@ -11,6 +11,8 @@ rule finetune_private:
         "<logs>/finetune_private/{world}.{recipe}.{epsilon}.log",
     benchmark:
         "<benchmarks>/finetune_private/{world}.{recipe}.{epsilon}.tsv"
+    wildcard_constraints:
+        recipe=one_of(study.dp_ldm.recipes),
     conda:
         "../../envs/models.yaml"
     threads: study.threads
@@ -27,6 +29,71 @@ rule finetune_private:
         code=code("tuneleak.finetune.private"),
     shell:
         "exec python -m tuneleak finetune-private --base {params.base:q} --images {params.images:q} --world {wildcards.world}"
+        " --out {params.out:q} --device {params.device} --options {params.options:q} > {log} 2>&1"
+
+
+rule mean_features:
+    input:
+        base=dp_base,
+        images=dp_images,
+        network=shipped(study.dp_ldm.perceptual),
+    output:
+        manifest="<results>/dp/{world}/{recipe}/{epsilon}/manifest.csv",
+    log:
+        "<logs>/mean_features/{world}.{recipe}.{epsilon}.log",
+    benchmark:
+        "<benchmarks>/mean_features/{world}.{recipe}.{epsilon}.tsv"
+    wildcard_constraints:
+        recipe=one_of(study.dp_ldm.mean_features),
+    conda:
+        "../../envs/models.yaml"
+    threads: study.threads
+    resources:
+        gpu=GPU,
+        mem_mb=gigabytes(4),
+        runtime=minutes(240),
+    params:
+        base=dp_base_folder,
+        images=subpath(input.images, parent=True),
+        out=subpath(output.manifest, parent=True),
+        network=dp_perceptual,
+        network_digest=shipped_digest(study.dp_ldm.perceptual),
+        device=DEVICE,
+        options=dp_training,
+        code=code("tuneleak.finetune.mean_features"),
+    shell:
+        "exec python -m tuneleak mean-features --base {params.base:q} --images {params.images:q} --world {wildcards.world}"
+        " --network {params.network:q} --out {params.out:q} --device {params.device} --options {params.options:q} > {log} 2>&1"
+
+
+rule aggregate_embeddings:
+    input:
+        base=dp_base,
+        images=dp_images,
+    output:
+        manifest="<results>/dp/{world}/{recipe}/{epsilon}/manifest.csv",
+    log:
+        "<logs>/aggregate_embeddings/{world}.{recipe}.{epsilon}.log",
+    benchmark:
+        "<benchmarks>/aggregate_embeddings/{world}.{recipe}.{epsilon}.tsv"
+    wildcard_constraints:
+        recipe=one_of(study.dp_ldm.aggregates),
+    conda:
+        "../../envs/models.yaml"
+    threads: study.threads
+    resources:
+        gpu=GPU,
+        mem_mb=gigabytes(4),
+        runtime=minutes(240),
+    params:
+        base=dp_base_folder,
+        images=subpath(input.images, parent=True),
+        out=subpath(output.manifest, parent=True),
+        device=DEVICE,
+        options=dp_training,
+        code=code("tuneleak.finetune.aggregate"),
+    shell:
+        "exec python -m tuneleak aggregate-embeddings --base {params.base:q} --images {params.images:q} --world {wildcards.world}"
         " --out {params.out:q} --device {params.device} --options {params.options:q} > {log} 2>&1"
 
 

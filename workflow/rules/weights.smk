@@ -69,6 +69,41 @@ rule finetune_victims:
         " --device {params.device} --dtype {params.dtype} --options {params.options:q} > {log} 2>&1"
 
 
+rule finetune_others:
+    input:
+        base=weights_base,
+        images=f"<results>/data/{study.lora_weights.test_images}/manifest.csv",
+    output:
+        manifest="<results>/weights/victims/{defence}/manifest.csv",
+    log:
+        "<logs>/finetune_others/{defence}.log",
+    benchmark:
+        "<benchmarks>/finetune_others/{defence}.tsv"
+    wildcard_constraints:
+        defence=one_of(other_recipes()),
+    conda:
+        "../../envs/models.yaml"
+    threads: study.threads
+    resources:
+        gpu=GPU,
+        mem_mb=gigabytes(6),
+        runtime=minutes(240),
+    params:
+        base=weights_base_folder,
+        images=subpath(input.images, parent=True),
+        out=subpath(output.manifest, parent=True),
+        world=study.lora_weights.world,
+        stop=study.lora_weights.test_people,
+        device=DEVICE,
+        dtype=study.dtype,
+        options=other_recipe_options,
+        code=code("tuneleak.finetune.loop"),
+    shell:
+        "exec python -m tuneleak finetune --base {params.base:q} --images {params.images:q} --world {params.world} --split '' --start 0"
+        " --stop {params.stop} --out {params.out:q}"
+        " --device {params.device} --dtype {params.dtype} --options {params.options:q} > {log} 2>&1"
+
+
 rule collect_second:
     input:
         base=weights_base,
@@ -113,6 +148,8 @@ rule transform_victims:
         "<logs>/transform_victims/{defence}.log",
     benchmark:
         "<benchmarks>/transform_victims/{defence}.tsv"
+    wildcard_constraints:
+        defence=one_of(study.lora_weights.transforms),
     conda:
         "../../envs/models.yaml"
     threads: 1
@@ -203,6 +240,7 @@ rule attack_weights:
         identity_b=identity_b,
         copy_score=copy_score,
         factors=weights_factors_flag,
+        photographs=photograph_flags,
         shipped=shipped_digest(*weights_embedders()),
         out=subpath(output.scores, parent=True),
         device=DEVICE,
@@ -212,7 +250,7 @@ rule attack_weights:
     shell:
         "exec python -m tuneleak attack weights run --models {params.models:q} --images {params.images:q} --distractors {params.distractors:q}"
         " --base {params.base:q} --encoders {params.encoders:q} --identity-a {params.identity_a:q} --identity-b {params.identity_b:q}"
-        " --copy-score {params.copy_score:q} {params.second} {params.factors} --out {params.out:q}"
+        " --copy-score {params.copy_score:q} {params.second} {params.factors} {params.photographs} --out {params.out:q}"
         " --device {params.device} --dtype {params.dtype} --options {params.options:q} > {log} 2>&1"
 
 

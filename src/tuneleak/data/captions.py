@@ -46,6 +46,15 @@ def _phrases(factors):
     ]
 
 
+def any_face(rng):
+    """`factor_*` values of a face that nobody has, each drawn evenly from the grammar (`rng`: random.Random); `full` makes a caption of them."""
+    tables = {
+        "hair_colour": v.HAIR_COLOURS, "hair": v.HAIR, "rear_hair": v.REAR_HAIR, "beard": v.BEARD, "skin_colour": v.SKIN_COLOURS, "clothes": v.CLOTHES,
+        "clothes_colour": v.CLOTHES_COLOURS, "eyes": v.EYES, "mouth": v.MOUTH, "eyebrows": v.EYEBROWS, "background": v.BACKGROUND_COLOURS,
+    }  # fmt: skip
+    return {name: rng.choice(list(table)) for name, table in tables.items()}
+
+
 def by_identity(factors):
     """A description of what a person's photographs share, from true factors."""
     parts = [v.HAIR[factors["hair"]], v.REAR_HAIR[factors["rear_hair"]] or "short hair", v.BEARD[factors["beard"]] or "no beard"]

@@ -48,6 +48,11 @@ class ImageSet:
             table = table[table[column].isin([value] if isinstance(value, str) else list(value))]
         return ImageSet(self.folder, table.reset_index(drop=True))
 
+    @property
+    def labels(self):
+        """The class of each picture: its `label` if the set has labels, else its concept (a Series of str)."""
+        return self.table.label if "label" in self.table and (self.table.label != "").any() else self.table.concept
+
     def concepts(self, split="", start=0, stop=None):
         """Names of the concepts `start:stop` of a split (empty: of all), in the manifest's order; `InputError` if the slice is empty or leaves them."""
         names = list(dict.fromkeys((self.where(split=split) if split else self).table.concept))

@@ -64,22 +64,41 @@ def epsilon_name(privacy):
     return "inf" if privacy.noiseless else f"{privacy.epsilon:g}"
 
 
-def _training_set(images, options):
-    privacy = options.privacy
+def private_pictures(images, privacy, expected):
+    """Fold `train` of an ImageSet, with what makes no sense of a budget refused; expected: pictures in a step or release on average."""
     loaded = ImageSet.load(images)
     pictures = loaded.where(fold="train")
     if not len(pictures):
         raise InputError(f"{loaded.folder} has no pictures in fold 'train'")
-    if privacy.expected_batch > privacy.public_size:
-        raise InputError(f"expected_batch {privacy.expected_batch} exceeds public_size {privacy.public_size}: a picture takes part with probability 1 at most")
+    if expected > privacy.public_size:
+        raise InputError(f"{expected} pictures on average exceed public_size {privacy.public_size}: a picture takes part with probability 1 at most")
     if privacy.delta * privacy.public_size >= 1:
         raise InputError(
             f"delta {privacy.delta:g} is no protection for {privacy.public_size} pictures: publishing one of them at random satisfies it; use less than 1/n"
         )
+    return pictures
+
+
+def class_numbers(pictures, prompts):
+    """The place of each picture's label in `prompts`, the public list of classes: int64 `(n,)`."""
+    names, labels = list(prompts), pictures.labels
+    unknown = sorted(set(labels) - set(names))
+    if unknown:
+        raise InputError(f"{pictures.folder}: label {unknown[0]!r} is not in prompts, the public list of classes")
+    return torch.tensor([names.index(label) for label in labels], dtype=torch.long)
+
+
+def largest_concept(pictures):
+    """Most pictures that one concept has: what group privacy counts."""
+    return int(pictures.table.concept.value_counts().max())
+
+
+def _training_set(images, options):
+    pictures = private_pictures(images, options.privacy, options.privacy.expected_batch)
     if options.conditioning == "class" and not options.prompts:
         raise InputError("conditioning=class needs prompts, the public list of classes and their captions; it is never read off the private pictures")
     if options.conditioning != "class" and options.caption_column not in pictures.table:
-        raise InputError(f"{loaded.folder / 'manifest.csv'} has no column {options.caption_column!r} (caption_column)")
+        raise InputError(f"{pictures.folder / 'manifest.csv'} has no column {options.caption_column!r} (caption_column)")
     return pictures
 
 
@@ -87,31 +106,11 @@ def _noise(privacy):
     return accounting.noise_multiplier(privacy.epsilon, privacy.delta, sample_rate(privacy), privacy.steps)
 
 
-class _Data:
-    """The private pictures as latents and conditions, encoded once by the frozen public parts."""
+class _Records:
+    """Latents and conditions, and the errors of a network on them."""
 
-    def __init__(self, base, pictures, options):
-        self.base, self.pictures = base, pictures
-        self.latents = torch.cat([base.encode_images(as_tensor(part.pixels())) for part in _parts(pictures)])
-        if tuple(self.latents.shape[1:]) != base.latent_shape:
-            raise InputError(
-                f"{pictures.folder}: latents are {tuple(self.latents.shape[1:])}, the base needs {base.latent_shape}; import with --size {base.image_size[0]}"
-            )
-        if options.conditioning == "class":
-            names = list(options.prompts)
-            labels = pictures.table.label if "label" in pictures.table else pictures.table.concept
-            unknown = sorted(set(labels) - set(names))
-            if unknown:
-                raise InputError(f"{pictures.folder}: label {unknown[0]!r} is not in prompts, the public list of classes")
-            self.conditions = torch.tensor([names.index(label) for label in labels], device=base.device)
-        elif options.conditioning == "text-encoder":
-            self.conditions = base.token_ids(list(pictures.table[options.caption_column]))
-        else:
-            captions = sorted(set(pictures.table[options.caption_column]))
-            contexts = torch.cat([base.encode_text(captions[start : start + 64]) for start in range(0, len(captions), 64)])
-            self.conditions = contexts[torch.tensor([captions.index(caption) for caption in pictures.table[options.caption_column]])]
-        self.context_tokens = None
-        self.largest_concept = int(pictures.table.concept.value_counts().max())
+    def __init__(self, base, latents, conditions):
+        self.base, self.latents, self.conditions = base, latents, conditions
 
     def __len__(self):
         return len(self.latents)
@@ -129,6 +128,41 @@ class _Data:
             return denoising_errors(unet, batch, self.base.alphas_cumprod, self.base.prediction_type)
 
         return errors
+
+
+class _Noise(_Records):
+    """As many records as asked for, of noise: what the cost of a step may be measured on without touching a picture."""
+
+    def __init__(self, base, count, options):
+        latents = torch.randn(count, *base.latent_shape, device=base.device)
+        if options.conditioning == "class":
+            conditions = torch.arange(count, device=base.device) % len(options.prompts)
+        else:
+            conditions = base.token_ids([""] * count)
+            conditions = conditions if options.conditioning == "text-encoder" else base.encode_text([""]).expand(count, -1, -1)
+        super().__init__(base, latents, conditions)
+
+
+class _Data(_Records):
+    """The private pictures as latents and conditions, encoded once by the frozen public parts."""
+
+    def __init__(self, base, pictures, options):
+        self.base, self.pictures = base, pictures
+        self.latents = torch.cat([base.encode_images(as_tensor(part.pixels())) for part in parts(pictures)])
+        if tuple(self.latents.shape[1:]) != base.latent_shape:
+            raise InputError(
+                f"{pictures.folder}: latents are {tuple(self.latents.shape[1:])}, the base needs {base.latent_shape}; import with --size {base.image_size[0]}"
+            )
+        if options.conditioning == "class":
+            self.conditions = class_numbers(pictures, options.prompts).to(base.device)
+        elif options.conditioning == "text-encoder":
+            self.conditions = base.token_ids(list(pictures.table[options.caption_column]))
+        else:
+            captions = sorted(set(pictures.table[options.caption_column]))
+            contexts = torch.cat([base.encode_text(captions[start : start + 64]) for start in range(0, len(captions), 64)])
+            self.conditions = contexts[torch.tensor([captions.index(caption) for caption in pictures.table[options.caption_column]])]
+        self.context_tokens = None
+        self.largest_concept = largest_concept(pictures)
 
 
 def class_contexts(base, options):
@@ -185,7 +219,8 @@ def _train_one(base, data, world, seed, sigma, options, out, folder):
     network, parameters, selection, embedder = prepare(base, options, seed)
     before = frozen_digest(network)
     flat = methods.FlatParameters(parameters)
-    sums = gradients.make(_kind(options), network, parameters, options.gradient_checkpointing)
+    kind = _kind(base, network, parameters, options, folder)
+    sums = gradients.make(kind, network, parameters, options.gradient_checkpointing)
     try:
         trainer = Trainer(data, parameters, flat.vector, sums, sigma, (world, method, epsilon, seed), options)
         state.load(folder, name, trainer)
@@ -199,7 +234,7 @@ def _train_one(base, data, world, seed, sigma, options, out, folder):
         facts = record(trainer.ledger, options, data.largest_concept, flat.vector.numel(), selection)
         with files.atomic_folder(out / name) as target:
             _save(base, embedder, options, target)
-            files.write_json(target / RECORD, facts | {"frozen_weights_sha256": before})
+            files.write_json(target / RECORD, facts | {"frozen_weights_sha256": before, "gradients": kind})
     finally:
         sums.close()
         _restore(base, options)
@@ -210,8 +245,20 @@ def _train_one(base, data, world, seed, sigma, options, out, folder):
     return note
 
 
-def _kind(options):
-    return "ghost" if options.gradients == "auto" and not options.gradient_checkpointing else options.gradients
+def _kind(base, network, parameters, options, folder):
+    """How clipped sums are computed. `auto` is decided once per job by the time a batch of noise takes, and noted, since the ways round differently."""
+    if options.gradient_checkpointing or options.gradients != "auto":
+        return "hooks" if options.gradients == "auto" else options.gradients
+    note = folder / "gradients.json"
+    if not note.is_file():
+        draws = options.privacy.multiplicity
+        pictures = max(1, options.physical_batch // draws)
+        data = _Noise(base, pictures, options)
+        noise = torch.randn(pictures * draws, *base.latent_shape)
+        timesteps = torch.randint(len(base.alphas_cumprod), (len(noise),))
+        kind, seconds = gradients.fastest(network, parameters, data.errors_of(torch.arange(pictures), noise, timesteps), pictures, options.privacy.clip)
+        files.write_json(note, {"kind": kind, "seconds": seconds})
+    return files.read_json(note)["kind"]
 
 
 class Trainer:
@@ -271,7 +318,7 @@ def _save(base, embedder, options, folder):
     else:
         base.unet.save_pretrained(folder / "unet", safe_serialization=True)
     if options.conditioning == "class":
-        conditioned.save_class_embedder(folder / conditioned.CLASS_FILE, embedder, options.prompts)
+        conditioned.save_contexts(folder / modelset.CLASS_FILE, embedder.contexts(), options.prompts)
     elif options.conditioning == "text-encoder":
         base.text_encoder.save_pretrained(folder / "text_encoder", safe_serialization=True)
 
@@ -288,7 +335,8 @@ def _restore(base, options):
         base.reload("text_encoder")
 
 
-def _parts(pictures, size=512):
+def parts(pictures, size=512):
+    """An ImageSet in pieces, so that its pictures need not be in memory at once."""
     for start in range(0, len(pictures), size):
         yield ImageSet(pictures.folder, pictures.table[start : start + size].reset_index(drop=True))
 

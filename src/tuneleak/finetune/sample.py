@@ -10,9 +10,10 @@ from tuneleak.data import imageset
 from tuneleak.data.imageset import from_tensor
 from tuneleak.errors import InputError
 from tuneleak.finetune.generate import guided_latents, starting_noise
-from tuneleak.models.modelset import ModelSet
+from tuneleak.finetune.mean_features import load_generator
+from tuneleak.models.modelset import CLASS_FILE, GENERATOR_FILE, ModelSet
 from tuneleak.models.pipeline import load_base, load_tuned
-from tuneleak.privacy.conditioned import CLASS_FILE, load_class_contexts
+from tuneleak.privacy.conditioned import load_class_contexts
 
 
 def sample_classes(base, out, options, models=None, device="auto", dtype="float32"):
@@ -30,10 +31,14 @@ def sample_classes(base, out, options, models=None, device="auto", dtype="float3
     else:
         modelset = ModelSet.load(models)
         for row in modelset.rows():
-            file = modelset.path(row) / CLASS_FILE
+            folder, facts = modelset.path(row), {name: row[name] for name in ("model_id", "method", "defence", "seed")}
+            if (folder / GENERATOR_FILE).is_file():
+                _generate(folder / GENERATOR_FILE, loaded.image_size[0], facts, options, rows, pictures, device)
+                continue
+            file = folder / CLASS_FILE
             contexts = load_class_contexts(file, loaded.unet.config.cross_attention_dim) if file.is_file() else {}
             with load_tuned(loaded, modelset, row) as tuned:
-                _draw(loaded, tuned, contexts, {name: row[name] for name in ("model_id", "method", "defence", "seed")}, options, rows, pictures)
+                _draw(loaded, tuned, contexts, facts, options, rows, pictures)
     imageset.write(out, rows, pictures)
     files.write_meta(f"{out}/manifest.csv", options, base=str(base), models=str(models or ""), pictures=len(rows))
 
@@ -58,8 +63,30 @@ def _draw(base, model, contexts, facts, options, rows, pictures):
             noise = starting_noise(base.latent_shape, *(("sample-classes", options.seed, index) for index in part))
             latents = _latents(base, model, null, context, noise, options)
             for index, pixels in zip(part, from_tensor(base.decode(latents)), strict=True):
-                rows.append({"image_id": f"{facts['model_id']}-{index:06d}", "concept": facts["model_id"], "caption": caption, "label": label, **facts})
+                rows.append(_row(index, label, caption, facts))
                 pictures.append(pixels)
+
+
+def _row(index, label, caption, facts):
+    return {"image_id": f"{facts['model_id']}-{index:06d}", "concept": facts["model_id"], "caption": caption, "label": label, **facts}
+
+
+@torch.inference_mode()
+def _generate(path, side, facts, options, rows, pictures, device):
+    """The same from a generator of `mean-features`, which knows classes but no captions."""
+    generator, classes = load_generator(path, side)
+    turn = captions_of(options)
+    unknown = sorted({label for label, _ in turn} - set(classes))
+    if unknown:
+        raise InputError(f"{path} was not trained for the class {unknown[0]!r}")
+    generator = generator.to(device)
+    for first in range(0, len(turn), options.batch):
+        part = range(first, min(first + options.batch, len(turn)))
+        noise = starting_noise((generator.latent,), *(("sample-classes", options.seed, index) for index in part)).to(device)
+        labels = torch.tensor([classes.index(turn[index][0]) for index in part], device=device)
+        for index, pixels in zip(part, from_tensor(generator(noise, labels)), strict=True):
+            rows.append(_row(index, *turn[index], facts))
+            pictures.append(pixels)
 
 
 @torch.inference_mode()

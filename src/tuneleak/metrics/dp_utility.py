@@ -1,9 +1,9 @@
 """The verb `measure dp-ldm`: what pictures of privately trained models are good for, one row per model and metric.
 
 Columns of `utility.csv`: world, base, method, defence, seed, metric, block, value, ci_low, ci_high, standard_error, n, image_hits. `metric` is
-`FD-<network>`, `precision`, `recall`, `accuracy <classifier>`, or `weight change to_q|to_k|to_v` of an attention `block`; `image_hits` is, for
-accuracies, a string of 0 and 1 over the test pictures in their order, so that models can be compared picture by picture. Rows of method `real` are
-the bounds: two disjoint halves of real pictures, and classifiers trained on real pictures.
+`FD-<network>` (`FID` if the network is Inception), `precision`, `recall`, `accuracy <classifier>`, or `weight change to_q|to_k|to_v` of an attention
+`block`; `image_hits` is, for accuracies, a string of 0 and 1 over the test pictures in their order, so that models can be compared picture by
+picture. Rows of method `real` are the bounds: two disjoint halves of real pictures, and classifiers trained on real pictures.
 """
 
 from pathlib import Path
@@ -16,6 +16,7 @@ from tuneleak.data.imageset import ImageSet
 from tuneleak.errors import InputError
 from tuneleak.metrics import classifiers, frechet, intervals
 from tuneleak.metrics.dp_ldm import UTILITY
+from tuneleak.models.embedders import INCEPTION
 
 
 def measure(images, embedder, world, base, out, options, samples=(), models=(), device="auto"):
@@ -53,7 +54,7 @@ class _Study:
         self.train, self.test = real.where(fold="train"), real.where(fold=["test", "heldout"])
         if not len(self.train) or not len(self.test):
             raise InputError(f"{real.folder} needs pictures in the folds train and test (or heldout)")
-        self.classes = sorted(set(real.table[self._column(real)]))
+        self.classes = sorted(set(real.labels))
         self.test_pixels = self.test.pixels()
         self.size = len(self.test)
         self.reference = network.embed(self.test_pixels)
@@ -74,7 +75,8 @@ class _Study:
         count = min(len(features), self.size, self.options.distance_samples)  # equally many on both sides, also for the floor
         features, reference = features[_spread(len(features), count)], self.reference[_spread(self.size, count)]
         value, low, high, error = frechet.frechet_interval(features, reference, self.options.replicates, self.options.confidence, self.options.seed)
-        metric = f"FD-{self.name}" if count >= frechet.MINIMUM_SAMPLES else f"FD-{self.name} (under {frechet.MINIMUM_SAMPLES} samples)"
+        metric = "FID" if self.name == INCEPTION else f"FD-{self.name}"
+        metric += "" if count >= frechet.MINIMUM_SAMPLES else f" (under {frechet.MINIMUM_SAMPLES} samples)"
         rows = [{"metric": metric, "value": value, "ci_low": low, "ci_high": high, "standard_error": error, "n": count}]
         for name, share in zip(("precision", "recall"), frechet.precision_recall(reference, features), strict=True):
             low, high = intervals.wilson(round(share * count), count, self.options.confidence)
@@ -93,12 +95,8 @@ class _Study:
             rows.append(row | {"n": len(hits), "image_hits": "".join("01"[int(hit)] for hit in hits)})
         return rows
 
-    @staticmethod
-    def _column(images):
-        return "label" if "label" in images.table else "concept"
-
     def _numbers(self, images):
-        names = list(images.table[self._column(images)])
+        names = list(images.labels)
         unknown = sorted(set(names) - set(self.classes))
         if unknown:
             raise InputError(f"{images.folder}: label {unknown[0]!r} is no class of the real pictures")
@@ -107,7 +105,7 @@ class _Study:
 
 def weight_changes(base, models):
     """||W' - W|| / ||W|| of the queries, keys and values of every attention block, rows without world and base (DP-LDM, figure 5)."""
-    from tuneleak.models.modelset import ModelSet
+    from tuneleak.models.modelset import LORA_FILE, ModelSet
     from tuneleak.models.pipeline import load_base
     from tuneleak.models.weights import read_lora
     from tuneleak.privacy.trainable import attention_blocks
@@ -122,8 +120,10 @@ def weight_changes(base, models):
 
             tuned = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
             changed = {name: tuned[name].float() - tensor for name, tensor in original.items()}
+        elif not (folder / LORA_FILE).is_file():
+            continue  # methods that leave the UNet alone
         else:
-            lora = read_lora(folder / "pytorch_lora_weights.safetensors", {"unet": loaded.unet, "text_encoder": loaded.text_encoder})["unet"]
+            lora = read_lora(folder / LORA_FILE, {"unet": loaded.unet, "text_encoder": loaded.text_encoder})["unet"]
             changed = {f"{module}.weight": lora.alpha / lora.rank * b @ a for module, (a, b) in lora.matrices.items()}
         for index, block in enumerate(blocks):
             for part in ("to_q", "to_k", "to_v"):

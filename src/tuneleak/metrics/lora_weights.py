@@ -3,8 +3,9 @@
 A metrics table with the columns of `tuneleak.metrics.finextract` (system `lora-weights`), one row per number:
 
 - `metric`: MRR, rank-1, rank-5 (of the true person in the gallery), TAR@FAR=1e-2, similarity (to the person's entry in it), cosine (raw, to held-out
-  pictures), FaceSim = (cosine + 1) / 2 (the paper's scale), copy similarity (highest to a training picture), agreement (of what is made of two sets of one
-  person, minus that of two people), leaked bits, MAE (of the number of training pictures)
+  pictures), FaceSim = (cosine + 1) / 2 (the paper's scale), copy similarity (highest to a training picture), agreement (of what is made of two sets
+  of one person, minus that of two people), leaked bits, caption accuracy (share of what a caption asks for that is read in the picture), CLIP-I,
+  CLIP-T and DINO (photographs), MAE (of the number of training pictures)
 - `setting`: `pictures`, `embedding` or `decoded` (of the number of pictures: `steps=total` or `steps=per-image`), then `; control=...` (mean-z,
   other-weights, shuffled-modules, base-unet, stranger) or `; bound=...`, and `; interval=models` where fewer than 8 people allow no interval over people
 - `attack` a-minus-b: paired differences over people; a-minus-control: minus the control or baseline named by `control`; a-minus-best-control: minus the
@@ -28,11 +29,13 @@ from tuneleak.metrics.finextract import COLUMNS, DECIMALS
 SYSTEM = "lora-weights"
 GROUP = ["world", "base", "method", "attack", "defence", "setting"]
 NUMBERS = ["rank", "genuine", "stranger", "threshold", "cosine"]
-OPTIONAL = ["agreement", "stranger_agreement", "copy_similarity"]
+OPTIONAL = ["agreement", "stranger_agreement", "copy_similarity", "caption_accuracy", "clip_i", "clip_t", "dino"]
 PROPORTIONS = ("rank-1", "rank-5", "TAR@FAR=1e-2")
 COMPARED = ("MRR", "rank-1", "cosine")
-BASELINES = ("constant", "constant-finextract", "unconditional", "guessed-prompt", "searched-prompt", "update-matching")
-OURS, PAPERS, FINAL = "spectral", "autoencoder", "autoencoder-final"
+CAPTIONS = "caption accuracy"
+FURTHER = {"caption_accuracy": CAPTIONS, "clip_i": "CLIP-I", "clip_t": "CLIP-T", "dino": "DINO"}
+BASELINES = ("constant", "constant-finextract", "constant-refined", "unconditional", "guessed-prompt", "searched-prompt", "update-matching")
+OURS, PAPERS, FINAL, LEAKY = "spectral", "autoencoder", "autoencoder-final", "autoencoder-leak"
 
 
 def evaluate(scores, out, options, sizes=()):
@@ -70,6 +73,9 @@ def values_of(group):
     }  # fmt: skip
     if group.copy_similarity.notna().all():
         values["copy similarity"] = group.copy_similarity
+    for column, metric in FURTHER.items():
+        if column in group and group[column].notna().all():
+            values[metric] = group[column]
     if group.agreement.notna().all():
         values["agreement"] = group.agreement - group.stranger_agreement
     return {name: value.to_numpy().astype(float) for name, value in values.items()}
@@ -102,10 +108,10 @@ def _leaked_bits(key, group, options):
 
 
 def _differences(group, options):
-    """Ours minus the paper's; every step minus final weights only; each attack minus its best control."""
+    """Ours minus the paper's; every step minus final weights only; z refined or not; with gradient leak or not; each attack minus its best control."""
     by_setting = {key: part.sort_values(["concept", "seed"]) for key, part in group.groupby(["attack", "setting"], sort=True)}
     rows = []
-    for first, second in ((OURS, PAPERS), (PAPERS, FINAL)):
+    for first, second in ((OURS, PAPERS), (PAPERS, FINAL), (f"{OURS}-refined", OURS), (f"{PAPERS}-refined", PAPERS), (LEAKY, PAPERS)):
         if (first, "pictures") in by_setting and (second, "pictures") in by_setting:
             rows += _paired(by_setting[first, "pictures"], by_setting[second, "pictures"], f"{first}-minus-{second}", "pictures", COMPARED, options)
     linear = by_setting.get(("linear", "embedding"))
@@ -113,7 +119,7 @@ def _differences(group, options):
         rows += _paired(by_setting[OURS, "embedding"], linear, f"{OURS}-minus-linear", "embedding", COMPARED, options)
     for (attack, setting), mine in by_setting.items():
         controls = {name: part for name, part in by_setting.items() if _is_control_of(name, attack, setting)}
-        if attack in (*BASELINES, "true-prompt", "attributes") or ";" in setting or not controls:
+        if attack in (*BASELINES, "true-prompt", "captions", "attributes") or ";" in setting or not controls:
             continue
         for name, part in sorted(controls.items()):
             what = name[1].partition("control=")[2] or name[0]
@@ -130,7 +136,8 @@ def _against_untouched(group, options):
     rows = []
     for name, part in parts.items():
         if name and "" in parts and "control=" not in part.setting.iloc[0]:
-            for row in _paired(part, parts[""], part.attack.iloc[0], part.setting.iloc[0], COMPARED, options):
+            metrics = [*COMPARED, *([CAPTIONS] if CAPTIONS in values_of(part) else [])]
+            for row in _paired(part, parts[""], part.attack.iloc[0], part.setting.iloc[0], metrics, options):
                 rows.append(row | {"defence": f"{name}-minus-none"})
     return rows
 

@@ -1,6 +1,6 @@
 """The measuring networks of the embedded world: copy and identity embedders, a reader of factors, and a small CLIP.
 
-`load_embedder` opens any of them, and at paper scale SSCD's TorchScript file from a table of known digests.
+`load_embedder` opens any of them, and at paper scale SSCD's TorchScript file or FID's Inception, each from a table of known digests.
 """
 
 from pathlib import Path
@@ -17,6 +17,8 @@ from tuneleak.models import weights
 
 # The only third-party files that are not safetensors: loaded when, and only when, their digest is listed here.
 TRUSTED_TORCHSCRIPT: dict[str, str] = {}
+TRUSTED_INCEPTION = {"6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2": "weights-inception-2015-12-05-6726825d.pth of torch-fidelity"}
+INCEPTION = "inception-v3"  # the name under which a Frechet distance is FID
 
 
 class Residual(nn.Module):
@@ -126,10 +128,12 @@ class Embedder:
 
 
 def load_embedder(folder, device="cpu"):
-    """Open an embedder folder (`config.json`, `model.safetensors`, shapes checked) or a listed TorchScript file."""
+    """Open an embedder folder (`config.json`, `model.safetensors`, shapes checked), or a listed TorchScript or Inception file."""
     folder = Path(folder)
     if folder.suffix in (".pt", ".torchscript") and folder.is_file():
         return _load_torchscript(folder, device)
+    if folder.suffix == ".pth" and folder.is_file():
+        return _InceptionEmbedder(folder, torch.device(device))
     files.check_digests(folder)
     config = files.read_object(folder / "config.json", "kind")
     path = weights.safetensors_file(folder, "model.safetensors")
@@ -169,6 +173,24 @@ class _TorchScriptEmbedder:
             top, left = (x.shape[-2] - 224) // 2, (x.shape[-1] - 224) // 2
             features.append(F.normalize(self.network(x[..., top : top + 224, left : left + 224]).float(), dim=-1).cpu())
         return torch.cat(features).numpy()
+
+
+class _InceptionEmbedder:
+    """FID's Inception with the preprocessing of the original code (resized as TensorFlow 1 did), by torch-fidelity."""
+
+    def __init__(self, path, device):
+        if files.sha256(path) not in TRUSTED_INCEPTION:
+            raise InputError(f"{path} is not {' or '.join(TRUSTED_INCEPTION.values())}: opening a .pth file can run code, so only that very file is opened")
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+        self.network = FeatureExtractorInceptionV3(INCEPTION, ["2048"], feature_extractor_weights_path=str(path)).to(device)
+        self.device, self.factors, self.config = device, [], {"name": INCEPTION}
+
+    @torch.inference_mode()
+    def embed(self, pixels, batch=64):
+        """float32 features `(n, 2048)`, not normalised, of uint8 pictures `(n, h, w, 3)`."""
+        parts = [torch.as_tensor(pixels[start : start + batch]).permute(0, 3, 1, 2).to(self.device) for start in range(0, len(pixels), batch)]
+        return torch.cat([self.network(part)[0].cpu() for part in parts]).numpy()
 
 
 def _load_torchscript(path, device):

@@ -6,7 +6,8 @@ empty), `seed`, `step` (optimiser steps taken), `caption` (the training caption)
 fully tuned networks as `unet/diffusion_pytorch_model.safetensors` and, if it was trained, `text_encoder/model.safetensors`; beside or instead of
 these, textual inversion's `learned_embeds.safetensors` and a `hypernetwork.safetensors`. Adapters other than LoRA are folders of peft
 (`unet/adapter_config.json` and `adapter_model.safetensors`); `adapters.json` lists adapters of any kind as they were shared, each with its
-scale (see `tuneleak.models.adapters`).
+scale (see `tuneleak.models.adapters`). Private models may hold a context
+per class (`class_embedder.safetensors`, also alone), or a generator of pictures instead of a diffusion model (`generator.safetensors`).
 """
 
 import re
@@ -20,6 +21,8 @@ from tuneleak.errors import InputError
 
 COLUMNS = ("model_id", "world", "base", "concept", "method", "defence", "seed", "step", "caption", "n_images", "images", "file")
 LORA_FILE = "pytorch_lora_weights.safetensors"
+CLASS_FILE = "class_embedder.safetensors"
+GENERATOR_FILE = "generator.safetensors"
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch
 from tuneleak import files
 from tuneleak.errors import InputError
 from tuneleak.models import adapters, attachments, parameterisation, samplers, schedule, weights
-from tuneleak.models.modelset import folder_of
+from tuneleak.models.modelset import CLASS_FILE, folder_of
 
 UNET_FILE = "diffusion_pytorch_model.safetensors"
 TEXT_ENCODER_FILE = "model.safetensors"
@@ -283,7 +283,7 @@ def load_tuned(base, modelset, row):
     folder, own = modelset.path(row), base.networks()
     found = adapters.read_folder(folder, own)
     whole = [part for part in own if (folder / part).is_dir() and not any(part in stacked.adapters for stacked in found)]
-    beside = any((folder / name).is_file() for name in (attachments.EMBEDS_FILE, attachments.HYPERNETWORK_FILE))
+    beside = any((folder / name).is_file() for name in (attachments.EMBEDS_FILE, attachments.HYPERNETWORK_FILE, CLASS_FILE))
     if not found and not whole and not beside:
         weights.safetensors_file(folder, adapters.LORA_FILE)  # says what is wrong with the folder
     networks = dict(own)

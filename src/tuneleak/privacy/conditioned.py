@@ -5,8 +5,6 @@ from torch import nn
 
 from tuneleak.errors import InputError
 
-CLASS_FILE = "class_embedder.safetensors"
-
 
 class ClassEmbedder(nn.Module):
     """A context per public class: `(n,)` class numbers -> `(n, L, d)`, the given contexts `(classes, L, d)` plus `gain` times a trained table that starts at 0.
@@ -56,17 +54,17 @@ class Conditioned(nn.Module):
         return self.unet(x_t, t, encoder_hidden_states=context, return_dict=False)[0]
 
 
-def save_class_embedder(path, embedder, classes):
-    """Write the contexts and the names of their classes."""
+def save_contexts(path, contexts, classes):
+    """Write a context per class, `(classes, L, d)`, and the names of the classes."""
     import json
 
     from safetensors.torch import save_file
 
-    save_file({"contexts": embedder.contexts().float().cpu().contiguous()}, path, metadata={"classes": json.dumps(list(classes))})
+    save_file({"contexts": contexts.float().cpu().contiguous()}, path, metadata={"classes": json.dumps(list(classes))})
 
 
 def load_class_contexts(path, width):
-    """{class: context `(L, d)` float32} of a file of `save_class_embedder`; refused unless it is finite and `width` wide."""
+    """{class: context `(L, d)` float32} of a file of `save_contexts`; refused unless it is finite and `width` wide."""
     import json
 
     from safetensors import SafetensorError, safe_open

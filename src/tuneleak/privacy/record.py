@@ -2,13 +2,14 @@
 
 import math
 
-from tuneleak.privacy import accounting
+from tuneleak.errors import InputError
+from tuneleak.privacy import accounting, release
 
 ADJACENCY = "add/remove one record, Poisson sampling"
 NOT_COVERED = (
     "Not covered: the choice of hyper-parameters on private pictures (in this study they are chosen on a public style), the declared size of the set, "
-    "anything the public base was trained on, and whatever else is published about the same pictures. The noise comes from a seeded generator "
-    "so that runs repeat; for a real release the seed must be drawn at random and kept secret."
+    "anything the public base was trained on, how long steps took, and whatever else is published about the same pictures. The noise comes from a seeded "
+    "generator so that runs repeat; for a real release the seed must be drawn at random and kept secret."
 )
 
 
@@ -20,18 +21,37 @@ def record(ledger, options, pictures_per_person, trained_weights, selection):
     """
     privacy = options.privacy
     prv, pld = accounting.cross_check(ledger.history, privacy.delta)
-    group = pictures_per_person if privacy.unit == "person" else 1
-    person_epsilon, person_delta = accounting.group_privacy(max(prv, pld), privacy.delta, group)
-    sigma = ledger.history[-1][0] if ledger.history else 0.0
-    facts = {
-        "epsilon": _number(max(prv, pld)), "epsilon_prv": _number(prv), "epsilon_pld": _number(pld), "delta": privacy.delta,
-        "budget": "infinity" if privacy.noiseless else privacy.epsilon, "history": ledger.history, "noise_multiplier": sigma,
-        "sample_rate": sample_rate(privacy), "steps": ledger.steps, "expected_batch": privacy.expected_batch, "public_size": privacy.public_size,
-        "clip": privacy.clip, "multiplicity": privacy.multiplicity, "adjacency": ADJACENCY, "unit": privacy.unit, "pictures_per_unit": group,
-        "unit_epsilon": _number(person_epsilon), "unit_delta": person_delta, "trainable": selection.kind, "attention_blocks": list(selection.blocks),
-        "conditioning": options.conditioning, "trained_weights": trained_weights,
+    facts = {"epsilon": _number(max(prv, pld)), "epsilon_prv": _number(prv), "epsilon_pld": _number(pld)}
+    facts |= _promise(max(prv, pld), ledger, privacy, pictures_per_person) | {
+        "sample_rate": sample_rate(privacy), "expected_batch": privacy.expected_batch, "clip": privacy.clip, "multiplicity": privacy.multiplicity,
+        "trainable": selection.kind, "attention_blocks": list(selection.blocks), "conditioning": options.conditioning, "trained_weights": trained_weights,
     }  # fmt: skip
     return facts | {"statement": statement(facts)}
+
+
+def released(sigma, q, privacy, pictures_per_person, **further):
+    """The record of one release with noise `sigma` at sampling rate `q`; `further` facts join it. Its epsilon is exact, and checked by a second accountant.
+
+    privacy: `BudgetOptions`; pictures_per_person as in `record`.
+    """
+    ledger = release.ledger(sigma, q)
+    exact, pld = release.epsilon(sigma, privacy.delta, q), accounting.epsilon(ledger.history, privacy.delta, "pld")
+    if math.isfinite(exact) and abs(exact - pld) > accounting.AGREEMENT * max(1.0, exact / 10):
+        raise InputError(f"epsilon of one release is {exact:.4f} exactly and {pld:.4f} by PLD; this setting is outside what can be computed")
+    facts = {"epsilon": _number(exact), "epsilon_exact": _number(exact), "epsilon_pld": _number(pld)}
+    facts |= _promise(exact, ledger, privacy, pictures_per_person) | {"sample_rate": q} | further
+    return facts | {"statement": statement(facts)}
+
+
+def _promise(epsilon, ledger, privacy, pictures_per_person):
+    """What every record says: budget, history, and the unit's bound by group privacy."""
+    group = pictures_per_person if privacy.unit == "person" else 1
+    unit_epsilon, unit_delta = accounting.group_privacy(epsilon, privacy.delta, group)
+    return {
+        "delta": privacy.delta, "budget": "infinity" if privacy.noiseless else privacy.epsilon, "history": ledger.history,
+        "noise_multiplier": ledger.history[-1][0] if ledger.history else 0.0, "steps": ledger.steps, "public_size": privacy.public_size,
+        "adjacency": ADJACENCY, "unit": privacy.unit, "pictures_per_unit": group, "unit_epsilon": _number(unit_epsilon), "unit_delta": unit_delta,
+    }  # fmt: skip
 
 
 def sample_rate(privacy):
@@ -43,7 +63,7 @@ def statement(facts):
     """The record in words."""
     if facts["epsilon"] == "infinity":
         return "No privacy is promised: gradients were clipped but no noise was added. " + NOT_COVERED
-    text = f"For one picture, ({facts['epsilon']:.3g}, {facts['delta']:g})-differential privacy under {facts['adjacency']}, over {facts['steps']} noisy steps. "
+    text = f"For one picture, ({facts['epsilon']:.3g}, {facts['delta']:g})-differential privacy under {facts['adjacency']}, over {_steps(facts['steps'])}. "
     if facts["unit"] == "person":
         count, epsilon, delta = facts["pictures_per_unit"], facts["unit_epsilon"], facts["unit_delta"]
         if delta >= 1:
@@ -54,6 +74,10 @@ def statement(facts):
     else:
         text += "A person or artist with several pictures is protected less, by group privacy. "
     return text + NOT_COVERED
+
+
+def _steps(count):
+    return "one noisy release" if count == 1 else f"{count} noisy steps"
 
 
 def _number(value):

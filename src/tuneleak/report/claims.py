@@ -25,7 +25,8 @@ PAPER_PRESET = "paper"
 MDE = " minimum detectable effect"
 _METRICS = (
     "AS", "A-ESR@", "leaked bits", "extracted set size", "similarity threshold", "MRR", "rank-", "TAR@", "cosine", "FaceSim", "agreement", "MAE",
-    "FD-", "accuracy ", "audited epsilon", "trained share", "AUC", "TPR@", "amplification", "shift", "best w", "similarity", "KID", "caption accuracy",
+    "FD-", "FID", "CLIP-", "DINO", "accuracy ", "audited epsilon", "trained share", "AUC", "TPR@", "amplification", "shift", "best w", "similarity", "KID",
+    "caption accuracy",
     "held-out loss",
     "regeneration amplification", "members ", "generations matched", "CLIP R@1",
 )  # fmt: skip
@@ -37,10 +38,20 @@ _VOCABULARY = {  # of each system, so that a slip in a selector is not taken for
     "finextract": {"attack": {*get_args(ExtractionOptions.model_fields["attack"].annotation), "heldout"}, "method": _METHODS},
     "finextract-ablations": {"attack": {*get_args(ExtractionOptions.model_fields["attack"].annotation)}, "method": _METHODS},
     "lora-weights": {
-        "attack": {*get_args(WeightsTrainOptions.model_fields["attack"].annotation), "autoencoder-final", "dsire", "dsire-update", "median", *_CHOSEN},
+        "attack": {
+            *get_args(WeightsTrainOptions.model_fields["attack"].annotation),
+            "autoencoder-final",
+            "autoencoder-leak",
+            "spectral-refined",
+            "autoencoder-refined",
+            "dsire",
+            "dsire-update",
+            "median",
+            *_CHOSEN,
+        },
         "method": _METHODS,
     },
-    "dp-ldm": {"attack": {"audit-dirac", "audit-pictures"}, "method": {*get_args(Trainable), "base", "real"}},
+    "dp-ldm": {"attack": {"audit-dirac", "audit-pictures"}, "method": {*get_args(Trainable), "dp-mepf", "dpagg-ti", "base", "real"}},
     "shake-to-leak": {
         "attack": {"model-blind", "clip-rp", *_REGENERATION, *(f"{kind}{attack}" for kind in ("", "reference-", "two-score-") for attack in _MEMBERSHIP)},
         "method": _METHODS | {"base", "none", "others", "gaussian"},

@@ -15,12 +15,16 @@ from tuneleak.errors import InputError
 from tuneleak.privacy import accounting
 from tuneleak.report import names, rows, style, tex
 
-COLOURS = {"attention": "#0072B2", "all": "#D55E00", "lora": "#009E73", "resblocks": "#CC79A7", "input": "#E69F00", "bias": "#56B4E9"}
+COLOURS = {
+    "attention": "#0072B2", "all": "#D55E00", "lora": "#009E73", "resblocks": "#CC79A7", "input": "#E69F00", "bias": "#56B4E9", "dp-mepf": "#000000",
+    "dpagg-ti": "#999999",
+}  # fmt: skip
 # Training of the published settings (the authors' and DPImageBench's files): name, steps, q, delta
 SETTINGS = [
     ("CIFAR-10", 750, 0.04, 1e-5), ("CelebA 64", 1400, 0.05, 1e-6), ("CelebA-HQ text", 940, 1 / 94, 1e-5), ("CIFAR-10 (DPImageBench)", 1650, 1 / 11, 1e-5),
 ]  # fmt: skip
 BUDGETS = (10, 1)
+DISTANCES = ("FD-", "FID")
 
 
 def figures(metrics, samples, images, out, tables):
@@ -53,15 +57,15 @@ def budget(defence):
 def plain_utility(measured):
     """Rows of utility, without differences and single blocks, with the column `budget`."""
     kept = rows.plain(measured)
-    kept = kept[kept.metric.str.startswith(("FD-", "accuracy ", "precision", "recall"))]
+    kept = kept[kept.metric.str.startswith((*DISTANCES, "accuracy ", "precision", "recall"))]
     return kept.assign(budget=kept.defence.map(budget))
 
 
 def tradeoff(measured, out):
     """One panel per world and metric: a line per trained set over the budgets, the base and real pictures as levels."""
     table = plain_utility(measured)
-    table = table[table.metric.str.startswith(("FD-", "accuracy "))]
-    worlds, metrics = names.worlds_in_order(table.world), sorted(set(table.metric), key=lambda name: (not name.startswith("FD-"), name))
+    table = table[table.metric.str.startswith((*DISTANCES, "accuracy "))]
+    worlds, metrics = names.worlds_in_order(table.world), sorted(set(table.metric), key=lambda name: (not name.startswith(DISTANCES), name))
     budgets = sorted({value for value in table.budget if value > 0})
     with style.figure(style.TEXT_WIDTH, 1.75 * len(worlds) + 0.5) as figure:
         grid = figure.subplots(len(worlds), len(metrics), squeeze=False)
@@ -163,7 +167,7 @@ def audits(measured, out):
 def utility_table(measured):
     """TeX tabular: a block per world, a row per method and budget."""
     table = plain_utility(measured)
-    metrics = sorted(set(table.metric), key=lambda name: (not name.startswith("FD-"), name))
+    metrics = sorted(set(table.metric), key=lambda name: (not name.startswith(DISTANCES), name))
     body = []
     for world in names.worlds_in_order(table.world):
         block = table[table.world == world]

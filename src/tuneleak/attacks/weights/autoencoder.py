@@ -5,7 +5,8 @@ fine-tuning step and the matrix tokens go through a text transformer without cau
 mean and log-variance of z, the conditioning of the victim's own UNet. Its decoder is that UNet; its loss is the denoising loss.
 
 By default it is given what a real adversary has, A and B as released, and z at attack is its mean. `compat` reproduces choices of the public code:
-`initial-known` reads A - A_0 in place of A (nobody but the victim knows A_0), `sample-at-attack` keeps the noise of z when attacking. As published, the
+`initial-known` reads A - A_0 in place of A (nobody but the victim knows A_0), `sample-at-attack` keeps the noise of z when attacking, `gradient-leak`
+trains while the fine-tunes run and leaves the encoder's gradient in them (`tuneleak.attacks.weights.leak`). As published, the
 transformer is pretrained and frozen; `train_trunk` trains it along.
 """
 

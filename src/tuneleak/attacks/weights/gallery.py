@@ -17,7 +17,7 @@ class Gallery:
 
     table: the victims' manifest rows. images: pictures of all people of the gallery, the victims' among them: one that no model of theirs
     trained on enters the gallery, all of those are references. distractors: one picture of each further person. instruments: embedders `A`, `B`
-    (identity) and `copy`, and `factors` or None.
+    (identity) and `copy`, `factors` or None, and `photographs` (a `PhotoSimilarity`) or None.
     """
 
     def __init__(self, table, images, distractors, instruments):
@@ -42,7 +42,11 @@ class Gallery:
             self.references[space] = [mine[held_out[name]] for name in table.concept]
         copies = instruments["copy"].embed(pixels)
         position = {image: number for number, image in enumerate(ids)}
-        self.training = [copies[[position[image] for image in image_ids(row)]] for row in table.to_dict("records")]
+        own_pictures = [[position[image] for image in image_ids(row)] for row in table.to_dict("records")]
+        self.training = [copies[rows] for rows in own_pictures]
+        self.private = None
+        if instruments.get("photographs"):
+            self.private = [pixels[rows or held_out[name]] for rows, name in zip(own_pictures, table.concept, strict=True)]
         has_factors = all(f"factor_{name}" in images.table for name in IDENTITY_FACTORS)
         self.true_factors = {}
         if has_factors:
@@ -54,16 +58,27 @@ class Gallery:
         features = self._embed("B", drawn)
         columns = self._against_gallery("B", _mean(features))
         columns["cosine"] = [float((mine @ real.T).mean()) for mine, real in zip(features, self.references["B"], strict=True)]
-        columns["copy_similarity"] = [float((mine @ real.T).max()) for mine, real in zip(self._embed("copy", drawn), self.training, strict=True)]
+        copies = zip(self._embed("copy", drawn), self.training, strict=True)
+        columns["copy_similarity"] = [float((mine @ real.T).max()) if len(real) else np.nan for mine, real in copies]  # published LoRAs do not say
         if again is not None:
             columns |= _agreement(_mean(features), _mean(self._embed("B", again)))
         columns["n_pictures"] = drawn.shape[1]
+        if self.private is not None:
+            columns |= self.instruments["photographs"].of(drawn, self.private, list(self.table.caption))
         return columns | self._read(drawn), drawn
 
     def selected(self, drawn, embedding):
         """Of each victim's pictures `(V, n, h, w, 3)` the one nearest, by the attacker's own embedder A, to the named identity `(V, e)`: `(V, 1, h, w, 3)`."""
         similarity = np.einsum("vne,ve->vn", self._embed("A", drawn), embedding.cpu().numpy())
         return drawn[np.arange(len(drawn)), similarity.argmax(1)][:, None]
+
+    def of_captions(self, drawn, asked):
+        """The same of pictures drawn under captions: beside it the share of the asked-for factors (a dict per victim) that the reader sees in them."""
+        columns, drawn = self.of_pictures(drawn)
+        read = self.instruments["factors"].read(drawn.reshape(-1, *drawn.shape[2:]))
+        known = [name for name in asked[0] if name in read]
+        right = np.stack([read[name].reshape(drawn.shape[:2]) == np.array([factors[name] for factors in asked])[:, None] for name in known])
+        return columns | {"caption_accuracy": right.mean((0, 2))}, drawn
 
     def of_embeddings(self, embedding, again=None):
         """The same of identities named in the space of A, `(V, e)` tensors; there is no picture."""

@@ -1,21 +1,23 @@
 """The verb `attack weights run`: what encoders, baselines and controls make of victims' LoRA weights, and whom it looks like.
 
-`scores.csv`, one row per victim, attack and setting: `model_id, world, base, concept, method, defence, seed` (of the victim); `attack` (name of
-the encoder's folder, with `-selected` that one of its pictures which looks most like the identity it names, with `-finextract`
-guided from the base's null prediction to the victim's under z; or unconditional, guessed-prompt,
-searched-prompt, update-matching, true-prompt, attributes); `setting`: `pictures` (drawn by the victim's UNet), `embedding` (the identity that the
-encoder names) or `decoded` (the latent that update matching found), then `; control=...` or `; bound=...`; `rank` (of the true person in the
-gallery, 1 is best, ties at their middle) of `gallery` people; `genuine` (similarity to the true person's entry), `stranger` (to another victim's)
-and `threshold` (similarity that a share of 1e-2 of all impostor comparisons of the setting reaches); `cosine` (mean over held-out pictures of the
-person and drawn ones); `agreement` and `stranger_agreement` (similarity to what is made of a second set of the same person, and of another
-one); `copy_similarity` (highest to a training picture); `n_pictures`, `model_calls` (per victim); with a factor reader `true_<f>` and `read_<f>` per
-factor of identity (the most frequent reading).
+`scores.csv`, one row per victim, attack and setting: `model_id, world, base, concept, method, defence, seed` (of the victim); `attack` (name of the
+encoder's folder, with `-selected` that one of its pictures which looks most like the identity it names, with `-finextract` guided from the base's
+null prediction to the victim's under z, with `-refined` under a z moved to where victim and base differ most; or unconditional, guessed-prompt,
+searched-prompt, update-matching, true-prompt, captions, attributes); `setting`: `pictures` (drawn by the victim's UNet), `embedding` (the identity that the
+encoder names) or `decoded` (the latent that update matching found), then `; control=...` or `; bound=...`; `rank` (of the true person in the gallery,
+1 is best, ties at their middle) of `gallery` people; `genuine` (similarity to the true person's entry), `stranger` (to another victim's) and
+`threshold` (similarity that a share of 1e-2 of all impostor comparisons of the setting reaches); `cosine` (mean over held-out pictures of the person
+and drawn ones); `agreement` and `stranger_agreement` (similarity to what is made of a second set of the same person, and of another one);
+`copy_similarity` (highest to a training picture); `n_pictures`, `model_calls` (per victim); with a factor reader `true_<f>` and `read_<f>` per factor
+of identity (the most frequent reading); `caption_accuracy` (of the setting `captions`, a caption of a face nobody has per victim: share of its factors
+read in the pictures); with networks for photographs `clip_i`, `clip_t` and `dino` (`tuneleak.models.photo_similarity`).
 `reconstructions/` is an ImageSet of the drawn pictures of the settings that are no control.
 
 Pictures are judged by embedder B, which no attack has seen; a named embedding lives in the space of A, and so do then its gallery and references.
 """
 
 import functools
+import random
 import shutil
 from pathlib import Path
 
@@ -25,7 +27,7 @@ import torch
 from torch.nn import functional as F
 
 from tuneleak import files, runtime
-from tuneleak.attacks.weights import baselines
+from tuneleak.attacks.weights import baselines, refine
 from tuneleak.attacks.weights import train as training
 from tuneleak.attacks.weights.draw import Studio
 from tuneleak.attacks.weights.gallery import FAR, Gallery
@@ -34,18 +36,21 @@ from tuneleak.data.imageset import ImageSet
 from tuneleak.errors import InputError
 from tuneleak.models import batched_lora, weightset
 from tuneleak.models.embedders import load_embedder
+from tuneleak.models.photo_similarity import PhotoSimilarity
 from tuneleak.models.pipeline import load_base
 
 MODEL_COLUMNS = ["model_id", "world", "base", "concept", "method", "defence", "seed"]
 
 
 def run(
-    models, images, distractors, base, encoders, identity_a, identity_b, copy_score, out, options, second=None, factors=None, device="auto", dtype="float32"
-):
+    models, images, distractors, base, encoders, identity_a, identity_b, copy_score, out, options, second=None, factors=None,
+    clip_image="", clip_text="", dino="", device="auto", dtype="float32",
+):  # fmt: skip
     """Attack the LoRAs of `models`; the module's text says what it writes into `out`.
 
     images: ImageSet of the victims (and of further people of the gallery); distractors: ImageSet of people nobody trained on; encoders: folders of
-    `attack weights train`; identity_a, identity_b, copy_score, factors: embedder folders; second: a model set of the same people from other pictures.
+    `attack weights train`; identity_a, identity_b, copy_score, factors: embedder folders; clip_image, clip_text, dino: networks that judge
+    photographs (none: not measured); second: a model set of the same people from other pictures.
     An interrupted run keeps the settings that it had finished. Raises `InputError` for inputs that do not fit together.
     """
     device, out = runtime.pick_device(device), Path(out)
@@ -55,8 +60,14 @@ def run(
     with runtime.output_lock(out / "scores.csv"):
         loaded = load_base(base, device, dtype)
         weights = weightset.load([models], loaded)
+        if options.defence:
+            weights = weightset.WeightSet(
+                weights.table.assign(defence=weights.table.defence.where(weights.table.defence != "", options.defence)), weights.pairs
+            )
         instruments = {"A": load_embedder(identity_a, device), "B": load_embedder(identity_b, device), "copy": load_embedder(copy_score, device)}
         instruments["factors"] = load_embedder(factors, device) if factors else None
+        if clip_image or clip_text or dino:
+            instruments["photographs"] = PhotoSimilarity(clip_image, clip_text, dino, device)
         gallery = Gallery(weights.table, ImageSet.load(images), ImageSet.load(distractors), instruments)
         others = _second(second, weights, loaded)
         digest = files.digest([options.model_dump(mode="json"), dtype, str(models), str(second), [files.sha256(Path(f) / "config.json") for f in encoders]])
@@ -89,6 +100,10 @@ class Desk:
     def pictures(self, attack, qualifier, draw, again=None, setting="pictures"):
         """Score what `draw()` draws `(V, n, h, w, 3)`; `again()` draws the second sets. Finished settings are read back."""
         self._once(attack, f"{setting}{qualifier}", lambda: self.gallery.of_pictures(draw(), again() if again else None))
+
+    def captions(self, attack, qualifier, draw, asked):
+        """Score what `draw()` draws under captions of the factors `asked`."""
+        self._once(attack, f"pictures{qualifier}", lambda: self.gallery.of_captions(draw(), asked))
 
     def embedding(self, attack, qualifier, embedding, again=None):
         """Score a named identity `(V, e)` in the space of embedder A."""
@@ -137,14 +152,19 @@ def with_encoder(desk, folder, name):
         again = (lambda: draw(second.z, desk.second)) if second is not None else None
         drawn = functools.cache(lambda: draw(own.z))
 
-        def selected():
+        def uncounted():
             before, pictures = desk.studio.calls, drawn()
             desk.studio.calls = before  # they are counted where they are shown, also if a resumed run draws them again
-            return desk.gallery.selected(pictures, own.embedding)
+            return pictures
+
+        def selected():
+            return desk.gallery.selected(uncounted(), own.embedding)
 
         desk.pictures(name, "", drawn, again)
         if desk.options.controls and options.examples == "all":
             desk.pictures(f"{name}-finextract", "", lambda: draw(own.z, from_base=True))
+            if desk.options.refine_steps:
+                desk.pictures(f"{name}-refined", "", lambda: draw(refine.refined(desk.studio, own.z, uncounted())))
         if own.embedding is not None and desk.options.pictures > 1:
             desk.pictures(f"{name}-selected", "", selected)
         if control:
@@ -187,9 +207,13 @@ def without_encoder(desk):
 
 
 def true_prompt(desk):
-    """The bound that is also the utility of a model: its own caption."""
+    """What is left of a model's use: its own caption (also the bound of all attacks), and, where factors can be read, whether it still follows others."""
     context = desk.base.encode_text(list(desk.weights.table.caption))
     desk.pictures("true-prompt", "; bound=true-prompt", lambda: desk.studio.draw(context))
+    if desk.gallery.true_factors and desk.gallery.instruments["factors"] is not None:
+        asked = [captions.any_face(random.Random(f"{desk.options.seed}/{name}")) for name in desk.weights.table.concept]
+        described = desk.base.encode_text([captions.full(factors) for factors in asked])
+        desk.captions("captions", "; bound=captions", lambda: desk.studio.draw(described), asked)
 
 
 def shuffle_modules(weights, seed):

@@ -15,17 +15,17 @@ import torch
 from torch.nn import functional as F
 
 from tuneleak import files, runtime
-from tuneleak.attacks.weights import checkpoint
+from tuneleak.attacks.weights import checkpoint, leak
 from tuneleak.data.imageset import ImageSet, as_tensor
 from tuneleak.defences import transforms
 from tuneleak.errors import InputError
 from tuneleak.finetune.many import initial_weights
 from tuneleak.finetune.objective import Batch, denoising_errors
-from tuneleak.models import batched_lora, weightset
+from tuneleak.models import batched_lora, modelset, weightset
 from tuneleak.models import weights as weightfiles
 from tuneleak.models.embedders import load_embedder
 from tuneleak.models.pipeline import load_base
-from tuneleak.options import WeightsTrainOptions
+from tuneleak.options import FinetuneOptions, WeightsTrainOptions
 
 LOG_EVERY = 20
 TERMS = ("loss", "denoising", "cosine", "contrast", "kl")
@@ -44,6 +44,8 @@ def train(models, images, base, embedder, out, options, trunk=None, device="auto
         loaded = load_base(base, device, dtype)
         chosen = select(weightset.load(models, loaded), options)
         weights = transforms.apply_to_set(chosen, options.transform)
+        if "gradient-leak" in options.compat and (options.attack != "autoencoder" or options.transform.kind != "none"):
+            raise InputError("gradient-leak is how the public code trains the paper's encoder (attack: autoencoder), without a transform")
         people = People(weights.table.concept, ImageSet.load(images), loaded, load_embedder(embedder, device))
         start = mean_context(loaded, weights.table.caption)
         final = weights.take(last_steps(weights.table))
@@ -54,7 +56,11 @@ def train(models, images, base, embedder, out, options, trunk=None, device="auto
         else:
             made_of = [Path(__file__).parent / f"{options.attack}.py", Path(__file__), *(weightset.stack_or_manifest(path) for path in models)]
             job = files.digest([options.model_dump(mode="json"), str(base), dtype, torch.__version__, [files.sha256(path) for path in made_of]])
-            log, calls = fit(encoder, weights, people, loaded, options, out / f".checkpoint-{job}")
+            folder = out / f".checkpoint-{job}"
+            if "gradient-leak" in options.compat:
+                log, calls = leak.fit(encoder, weights.table, people, loaded, options, recipe_of(models), folder)
+            else:
+                log, calls = fit(encoder, weights, people, loaded, options, folder)
         save(out, encoder, options, final.pairs, start, people.embeddings.shape[1], trunk)
         files.write_csv(out / "train.csv", pd.DataFrame(log, columns=["step", *TERMS]))
         facts = {"models": [str(path) for path in models], "images": str(images), "base": str(base), "embedder": str(embedder), "device": str(device)}
@@ -72,6 +78,14 @@ def select(weights, options):
     if table[keep].concept.nunique() < 2:
         raise InputError("an encoder of weights needs models of at least two people to learn from")
     return weights.take(rows)
+
+
+def recipe_of(models):
+    """The recipe that `collect-weights` noted beside its model sets; an `InputError` if there is none, or they differ."""
+    notes = [files.read_json(modelset.folder_of(path) / "manifest.csv.meta.json").get("options", {}).get("recipe") for path in models]
+    if not notes[0] or any(note != notes[0] for note in notes):
+        raise InputError("gradient-leak fine-tunes anew and needs model sets of `collect-weights`, all of one recipe")
+    return FinetuneOptions(**notes[0])
 
 
 def last_steps(table):
