@@ -372,7 +372,8 @@ BASES = {
     "schedule-beta-minus": (_json(SCHEDULER, beta_start=-1), "beta_start"),
     "schedule-beta-a-word": (_json(SCHEDULER, beta_end="x"), "beta_start"),
     "schedule-betas-not-a-number": (_json(SCHEDULER, trained_betas=[float("nan")] * 1000), "betas"),
-    "schedule-too-few-betas": (_json(SCHEDULER, trained_betas=[0.1]), "betas"),
+    "schedule-no-betas": (_json(SCHEDULER, trained_betas=[]), "betas"),
+    "schedule-betas-above-one": (_json(SCHEDULER, trained_betas=[1.5] * 1000), "betas"),
     "schedule-betas-words": (_json(SCHEDULER, trained_betas="abc"), "betas"),
 }  # fmt: skip
 

@@ -269,7 +269,7 @@ def test_bad_input_is_named(tiny_base, tiny_images, tmp_path, scored):
     _, folder = scored
     with pytest.raises(InputError, match="given twice"):
         run.infer([tiny_images], tiny_base, tmp_path / "s.csv", OPTIONS, [folder / "lora", folder / "lora"])
-    with pytest.raises(InputError, match=r"no image_id|lacks the column image_id"):
+    with pytest.raises(InputError, match=r"no image_id|lacks the columns image_id"):
         run.infer([tiny_images], tiny_base, tmp_path / "s.csv", OPTIONS, [], folder / "lora" / "train.csv")
     with pytest.raises(InputError, match="not a multiple"):
         secmi_stat.score(query(gaussian(0, 1)), MembershipOptions(secmi_timestep=105))
