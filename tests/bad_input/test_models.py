@@ -337,7 +337,7 @@ BASES = {
     "no-scheduler": (_remove("scheduler"), "no such file"),
     "no-tokenizer": (_remove("tokenizer"), "needs its tokenizer"),
     "empty-tokenizer": (lambda folder: [path.unlink() for path in (folder / "tokenizer").iterdir()], "needs its tokenizer"),
-    "tokenizer-not-json": (lambda folder: [path.write_text("{") for path in (folder / "tokenizer").iterdir()], "no readable CLIP tokenizer"),
+    "tokenizer-not-json": (lambda folder: [path.write_text("{") for path in (folder / "tokenizer").iterdir()], "no readable CLIPTokenizer"),
     "unet-pickled": (lambda folder: (folder / "unet/diffusion_pytorch_model.safetensors").rename(folder / "unet/diffusion_pytorch_model.bin"), "is a pickle"),
     "vae-truncated": (lambda folder: os.truncate(folder / "vae/diffusion_pytorch_model.safetensors", 1000), "not a readable safetensors"),
     "text-encoder-empty": (_write("text_encoder/model.safetensors", b""), "not a readable safetensors"),
