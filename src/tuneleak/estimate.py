@@ -101,6 +101,9 @@ def _shake_models(shake):
     for options in shake.methods:
         sets = 1 + (len(shake.controls) if options.method in shake.control_methods else 0)
         found.append((options, len(shake.bases) * shake.domains * len(options.seeds) * sets))
+    found += [(options, len(shake.bases) * shake.study_domains * len(options.seeds)) for options in shake.further_methods]
+    studied = [shake.trained(point) for point in shake.studies]
+    found += [(options, len(shake.bases) * shake.study_domains * options.snapshots) for options in studied]
     return found
 
 
