@@ -1,6 +1,5 @@
 # tuneleak: what a shared, fine-tuned diffusion model gives away about its training pictures.
-#     snakemake --cores all                                                    the default preset, config.yaml
-#     snakemake --cores all --configfile workflow/presets/smoke.yaml           another preset
+#     snakemake --cores all [--configfile workflow/presets/smoke.yaml]         the default preset, config.yaml, or another
 from snakemake.utils import min_version
 
 min_version("9.12")
@@ -43,6 +42,7 @@ include: "workflow/rules/bases.smk"
 include: "workflow/rules/finetune.smk"
 include: "workflow/rules/extraction.smk"
 include: "workflow/rules/ablations.smk"
+include: "workflow/rules/attacker.smk"
 include: "workflow/rules/weights.smk"
 include: "workflow/rules/privacy.smk"
 include: "workflow/rules/shake.smk"

@@ -15,7 +15,7 @@ def budget(configuration="config.yaml", overlay=None):
     study = load(configuration, overlay)
     total = 0
     print(f"preset {study.preset}: UNet calls on one sample (a training step counts as {TRAINING_CALLS} calls per sample)")
-    for row in [*rows(study), *ablation_rows(study), *shake_rows(study), *weights_rows(study)]:
+    for row in [*rows(study), *ablation_rows(study), *attacker_rows(study), *shake_rows(study), *weights_rows(study)]:
         total += row["training"] + row["sampling"]
         print(f"  {row['world']:12s} {row['method']:28s} {row['models']:4d} models  training {row['training']:12,d}  sampling {row['sampling']:12,d}")
     print(f"  total {total:,d}")
@@ -92,6 +92,29 @@ def ablation_rows(study):
                     pictures = study.population.private_heldout + options.images_per_concept
                     total["sampling"] += models * (2 * use.steps * (use.generations + use.obedience) + use.noise_levels * pictures)
         yield {"world": ablations.world, "method": f"{method}, variants", **total}
+
+
+def attacker_rows(study):
+    """One dict per fine-tune under drawn captions, and per recipe of the main study that is looked at again (caption conditions, people, the base on tune
+    concepts). Reading captions from weights asks no UNet."""
+    knobs, plan = study.finextract, study.finextract.attacker
+    for recipe in plan.recipes:
+        options, models = recipe.options, plan.concepts * len(recipe.options.seeds) * len(recipe.options.caption_words)
+        training = TRAINING_CALLS * models * options.steps_per_image * options.images_per_concept * options.batch
+        yield {"world": recipe.world, "method": f"{options.method}, drawn captions", "models": models, "training": training, "sampling": 0}
+    seen = set()
+    for recipe in study.finetune:
+        if recipe.world not in plan.worlds:
+            continue
+        options, world = recipe.options, config.one(study.worlds, name=recipe.world)
+        models, size = world.test_concepts * len(options.seeds), options.images_per_concept
+        sampling = models * size * len(plan.conditions) * _calls(plan.generations_per_image, knobs.steps, "finextract")
+        if recipe.world not in seen:  # the base on tune concepts, once a world
+            seen.add(recipe.world)
+            sampling += world.tune_concepts * len(options.seeds) * size * _calls(knobs.tune_generations_per_image, knobs.steps, "base")
+        judged = size + plan.people.photographs * (1 + plan.people.strangers)  # at most
+        sampling += 2 * models * judged * len(plan.people.captions) * len(plan.people.timesteps) * plan.people.draws
+        yield {"world": recipe.world, "method": f"{options.method}, looked at again", "models": models, "training": 0, "sampling": sampling}
 
 
 def private_rows(study):

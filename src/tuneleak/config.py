@@ -14,6 +14,8 @@ from tuneleak.options import (
     AuditOptions,
     AutoencoderOptions,
     BaseOptions,
+    CaptionCondition,
+    CaptionOptions,
     ClusterOptions,
     CollectOptions,
     Count,
@@ -27,6 +29,7 @@ from tuneleak.options import (
     MeanFeaturesOptions,
     MembershipOptions,
     Options,
+    PeopleOptions,
     PerturbOptions,
     PopulationOptions,
     Positive,
@@ -196,6 +199,40 @@ class Ablations(Options):
         return self
 
 
+class CaptionRecipe(Options):
+    """A fine-tune whose captions are drawn, so that reading them from the weights can be judged."""
+
+    name: str = Field(description="label of the training in the tables, such as adamw or sgd; with the method it is unique")
+    world: str = Field(description="world whose pictures are trained on")
+    options: FinetuneOptions = Field(description="the recipe; caption_words says how long the captions are")
+
+
+class Attacker(Options):
+    """What an attacker of FineXtract needs to know, and knows afterwards."""
+
+    worlds: list[str] = Field(description="worlds of the study (none: it is not run)")
+    recipes: list[CaptionRecipe] = Field(description="fine-tunes under drawn captions")
+    concepts: Positive = Field(description="test concepts of each of those recipes")
+    recover: CaptionOptions = Field(CaptionOptions(), description="reading captions from weights")
+    conditions: list[CaptionCondition] = Field(description="what is known of the caption in extraction; `known` must be there")
+    generations_per_image: Positive = Field(description="generations N as a multiple of N0 under each condition")
+    people: PeopleOptions = Field(PeopleOptions(), description="membership of people")
+
+    @model_validator(mode="after")
+    def _complete(self):
+        if "known" not in self.conditions or len(set(self.conditions)) < len(self.conditions):
+            raise ValueError(f"conditions: each once, and `known` among them, not {self.conditions}")
+        if any(not recipe.options.caption_words for recipe in self.recipes):
+            raise ValueError("recipes: each needs caption_words, the lengths of the captions that are drawn")
+        names = [(recipe.world, recipe.options.method, recipe.name) for recipe in self.recipes]
+        if len(set(names)) < len(names):
+            raise ValueError("recipes: two recipes have one world, method and name")
+        for recipe in self.recipes:
+            if not re.fullmatch(r"[a-z0-9-]+", recipe.name):
+                raise ValueError(f"recipes: the name {recipe.name!r} becomes a folder; use small letters, digits and hyphens only")
+        return self
+
+
 class Finextract(Options):
     """The FineXtract study."""
 
@@ -212,6 +249,7 @@ class Finextract(Options):
     grid: list[GuidanceGrid] = Field(description="grid tried on tune concepts")
     evaluate: EvaluateOptions = Field(description="metrics and intervals")
     ablations: Ablations = Field(description="ablations and defences")
+    attacker: Attacker = Field(description="captions, certainty and people")
 
 
 class DpWorld(Options):
@@ -586,6 +624,7 @@ class Config(Options):
                 raise ValueError(f"shake_to_leak.bases: {base.name!r} is not in `bases`")
         self._names_are_unique()
         self._guidance_is_complete()
+        self._attacker_fits(worlds)
         self._fits_the_machine()
         return self
 
@@ -622,6 +661,15 @@ class Config(Options):
                     raise ValueError(f"{group}: the name {name!r} occurs twice")
                 if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]*", name):
                     raise ValueError(f"{group}: the name {name!r} becomes a folder; use letters, digits, dots and hyphens only")
+
+    def _attacker_fits(self, worlds):
+        study = self.finextract.attacker
+        for name in [*study.worlds, *(recipe.world for recipe in study.recipes)]:
+            if name not in worlds:
+                raise ValueError(f"finextract.attacker: the world {name!r} is not listed in `worlds`")
+        missing = {"finextract", "base"} - set(self.finextract.attacks)
+        if study.worlds and (missing or "finextract" not in {grid.attack for grid in self.finextract.grid}):
+            raise ValueError("finextract.attacker compares with finextract and base: both must be among `attacks`, and finextract in `grid`")
 
     def _fits_the_machine(self):
         if self.device not in ("auto", "cpu", "mps") and not self.gpus:

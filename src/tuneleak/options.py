@@ -35,6 +35,7 @@ def _kinds():
 
 Attack = Literal[*_attacks("extraction", "guide")]
 GuidedAttack = Literal[*(name for name in _attacks("extraction", "guide") if name not in ("direct", "base"))]  # these have values of their own to tune
+CaptionCondition = Literal["known", "partial", "class", "wrong", "none", "recovered"]
 MembershipAttack = Literal[*_attacks("membership", "setting")]
 
 
@@ -139,6 +140,10 @@ class FinetuneOptions(Options):
     lr: float = Field(1e-3, ge=0, description="learning rate of AdamW (constant; 0: nothing is trained, a control)")
     weight_decay: float = Field(1e-2, ge=0, description="decoupled weight decay of AdamW")
     max_grad_norm: Rate = Field(1.0, description="clip of the gradient's global norm")
+    optimizer: Literal["adamw", "sgd"] = Field(
+        "adamw", description="sgd: plain steps, without momentum or decay (what the theory of captions in weights assumes)"
+    )
+    caption_words: list[Positive] = Field([], description="lengths of captions drawn from the vocabulary, one model each (empty: the pictures' own caption)")
     train_text_encoder: bool = Field(False, description="also train the text encoder (dreambooth)")
     rank: Positive = Field(8, description="rank of an adapter (LoRA, DoRA, LoHa, LoKr); block size of OFT")
     alpha: Rate = Field(8.0, description="alpha of an adapter (its update is scaled by alpha / rank)")
@@ -306,6 +311,7 @@ class ExtractionOptions(Options):
     batch: Positive = Field(50, description="generations in one batch")
     cluster: ClusterOptions = Field(ClusterOptions(), description="clustering of the generations")
     control_draws: Positive = Field(20, description="random draws behind each size-matched control")
+    conditions: list[CaptionCondition] = Field(["known"], min_length=1, description="what the attacker knows of the caption, one setting each")
     save_generations: bool = Field(False, description="keep every generation as a PNG, not only the extracted ones")
     seed: int = Field(0, description="seed of the starting noise")
 
@@ -326,6 +332,30 @@ class SweepOptions(Options):
     cluster: ClusterOptions = Field(ClusterOptions(), description="clustering of the generations")
     control_draws: Positive = Field(20, description="random draws behind each size-matched control")
     seed: int = Field(0, description="seed of the starting noise")
+
+
+class CaptionOptions(Options):
+    """How training captions are read from weights."""
+
+    longest: Positive = Field(30, description="most tokens of a caption that are searched")
+    beams: Positive = Field(16, description="beginnings kept while a caption is searched")
+    pieces: bool = Field(False, description="also try pieces of words (names that the tokenizer splits; several times as many tokens)")
+    reach: Count = Field(4, description="places of padding that are scored behind a caption's end")
+    corpus: Positive = Field(200, description="public captions behind the directions that all captions share")
+    common: Fraction = Field(0.3, description="share of the strongest such direction below which one is not removed")
+    seed: int = Field(0, description="seed of the public captions")
+
+
+class PeopleOptions(Options):
+    """Membership of people, judged from photographs of them that nothing trained on."""
+
+    photographs: Positive = Field(10, description="photographs of each person")
+    strangers: Positive = Field(30, description="people beside the one trained on, at most")
+    captions: list[Literal["known", "none"]] = Field(["known", "none"], min_length=1, description="caption the models are asked under")
+    timesteps: list[Count] = Field([100, 300, 500], min_length=1, description="timesteps of the loss")
+    draws: Positive = Field(1, description="noises per timestep")
+    seed: int = Field(0, description="seed of the noise, which belongs to the photograph")
+    batch: Positive = Field(256, description="samples in one call of the network")
 
 
 class EvaluateOptions(Options):

@@ -44,6 +44,18 @@ def test_shake_to_leak_costs_what_its_arithmetic_says():
     assert total < 150_000 * len(study.shake_to_leak.bases), "beside FineXtract, a base must not add more than six minutes on two cores"
 
 
+def test_what_the_attacker_knows_costs_what_its_arithmetic_says():
+    study = budget.load(ROOT / "config.yaml")
+    rows = {row["method"]: row for row in budget.attacker_rows(study)}
+    # 2 concepts x 1 length x 6 pictures x 20 steps x batch 4, three calls each
+    assert rows["lora, drawn captions"]["training"] == 3 * 2 * 6 * 20 * 4
+    # 4 concepts x 6 pictures x 3 generations x 20 steps x 2 calls x 4 conditions; (6 + 11 x 5) photographs x 2 captions x 3 timesteps, two models
+    again = 4 * 6 * 3 * 20 * 2 * 4 + 2 * 4 * (6 + 11 * 5) * 2 * 3
+    assert rows["lora, looked at again"]["sampling"] == again
+    assert rows["dreambooth, looked at again"]["sampling"] == again + 2 * 6 * 5 * 20 * 2  # the base on two tune concepts
+    assert sum(row["training"] + row["sampling"] for row in rows.values()) < 50_000, "about three minutes on two cores, with what starting jobs costs"
+
+
 @pytest.mark.parametrize("preset", ["smoke", "full", "paper"])
 def test_every_preset_has_a_budget(preset, capsys):
     budget.budget(ROOT / "config.yaml", ROOT / f"workflow/presets/{preset}.yaml")

@@ -289,3 +289,18 @@ def test_verb_from_folders(tiny_base, tiny_images, tiny_models, tmp_path):
     run.extract(**folders, options=options_for("finextract", Guidance(w=3.0, k=-0.02)), device="cpu")
     assert (tmp_path / "out" / "matches.csv").read_bytes() != first
     assert not list((tmp_path / "out").glob(".partial*"))
+
+
+@pytest.mark.slow
+def test_caption_conditions_change_the_caption_and_nothing_else(loaded, tiny_images, tiny_models, tmp_path):
+    options = options_for("finextract", Guidance(w=2.0), conditions=["known", "none", "recovered"])
+    instruments, recovered = run.Instruments(Thumbnail(), Thumbnail()), {"ada-dreambooth": "", "bob-lora": "picture of person bob"}
+    run.attack_models(loaded, tiny_models, ImageSet.load(tiny_images), instruments, tmp_path, options, recovered=recovered)
+    matches = pd.read_csv(tmp_path / "matches.csv").set_index(["model_id", "setting"]).sort_index()
+    known, none, read = (f"w=2,k=0{suffix}" for suffix in ("", ",caption=none", ",caption=recovered"))
+    assert set(matches.index.get_level_values(1)) == {known, none, read}
+    for model, same in (("ada-dreambooth", none), ("bob-lora", known)):  # from the same noise: the same caption gives the same pictures
+        np.testing.assert_allclose(matches.loc[(model, read)].extracted, matches.loc[(model, same)].extracted, atol=1e-5)
+    assert (matches.loc[("bob-lora", known)].oracle.to_numpy() != matches.loc[("bob-lora", none)].oracle.to_numpy()).any()
+    told = ImageSet.load(tmp_path / "extracted").table
+    assert set(told.caption[told.setting == none]) == {""} and {"share", "tightness", "isolation", "agreement"} <= set(told)

@@ -284,3 +284,27 @@ def test_an_output_is_written_by_one_process_only(tiny_base, tiny_images, tmp_pa
     with runtime.output_lock(tmp_path / "out"), pytest.raises(InputError, match="another process"):
         finetune(tiny_base, tiny_images, tmp_path / "out")
     shutil.rmtree(tmp_path / "out", ignore_errors=True)
+
+
+def test_drawn_captions_have_their_lengths_and_belong_to_the_model():
+    from tuneleak.models import tokenizer
+
+    words = tokenizer.build(words=["baran", "dutol", "keset", "loran"], length=8)
+    jobs = [({"model_id": f"m{concept}", "concept": concept, "seed": 0, "caption": "x", "file": "m"}, None) for concept in ("ada", "bob")]
+    made = [row for row, _ in loop.under_drawn_captions(jobs, words, FinetuneOptions(caption_words=[1, 5]))]
+    assert [row["model_id"] for row in made] == ["mada-1words", "mada-5words", "mbob-1words", "mbob-5words"] == [row["file"] for row in made]
+    assert [len(row["caption"].split()) for row in made] == [1, 5, 1, 5] and made[1]["caption"] != made[3]["caption"]
+    assert set(" ".join(row["caption"] for row in made).split()) <= set(tokenizer.whole_words(words))
+    assert made == [row for row, _ in loop.under_drawn_captions(jobs, words, FinetuneOptions(caption_words=[1, 5]))]
+
+
+def test_plain_descent_steps_along_the_gradient_and_continues_from_a_checkpoint(tmp_path):
+    vector = torch.nn.Parameter(torch.ones(3))
+    optimizer = loop._optimizer(vector, FinetuneOptions(optimizer="sgd", lr=0.5))
+    vector.grad = torch.tensor([1.0, 2.0, 0.0])
+    optimizer.step()
+    assert torch.equal(vector.detach(), torch.tensor([0.5, 0.0, 1.0]))  # no momentum, no decay
+    checkpoint.save(tmp_path, "m", 1, vector, optimizer, runtime.generator("x"), torch.zeros(4))
+    again = torch.nn.Parameter(torch.zeros(3))
+    assert checkpoint.load(tmp_path, "m", again, loop._optimizer(again, FinetuneOptions(optimizer="sgd", lr=0.5)), runtime.generator("y"), torch.zeros(4)) == 1
+    assert torch.equal(again, vector)

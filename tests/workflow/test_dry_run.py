@@ -40,7 +40,7 @@ def test_attacks_per_shard(clone):
     config = yaml.safe_load((clone.folder / "config.yaml").read_text())
     overlay = clone.overlay(yaml.safe_dump({"finextract": {"shard_concepts": 3}}))
     done = clone.snakemake("--dry-run", "--configfile", overlay)
-    outputs = {output for output in re.findall(r"output: (\S+)/matches\.csv", done.stdout) if "/extraction/" in output}
+    outputs = set(re.findall(r"output: (\S+/extraction/\S+)/matches\.csv", done.stdout))
     expected = {
         f"results/embedded/extraction/{recipe['world']}/{recipe['options']['method']}/{split}{shard}/{attack}"
         for recipe in config["finetune"]
@@ -48,7 +48,11 @@ def test_attacks_per_shard(clone):
         for shard in range(shards)
         for attack in attacks
     }
+    # what the base draws of tune concepts, by one method of each world, teaches the attacker's certainty
+    expected |= {f"results/embedded/extraction/{world}/lora/tune0/base" for world in config["finextract"]["attacker"]["worlds"]}
     assert outputs == expected
+    conditions = set(re.findall(r"output: (\S+/attacker/conditions/\S+)/matches\.csv", done.stdout))
+    assert conditions == {f"results/embedded/attacker/conditions/identities/{method}/{shard}" for method in ("dreambooth", "lora") for shard in range(2)}
 
 
 def test_shards_cover_the_concepts_once(clone):

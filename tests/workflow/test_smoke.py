@@ -43,7 +43,7 @@ def test_makes_everything(smoke):
     assert results(smoke, "paper.pdf").read_bytes().startswith(b"%PDF")
     metrics = pd.read_csv(results(smoke, "metrics.csv"), keep_default_na=False)
     asked = yaml.safe_load((smoke.folder / SMOKE[1]).read_text())
-    assert set(metrics[metrics.system != "dp-ldm"].world) == {world["name"] for world in asked["worlds"]} | {"lora-identities", "named"}
+    assert set(metrics[metrics.system != "dp-ldm"].world) == {world["name"] for world in asked["worlds"]} | {"lora-identities", "named", "all"}
     assert "near" in set(metrics[metrics.system == "dp-ldm"].world)
     assert {options["method"] for options in asked["shake_to_leak"]["methods"]} | {"base", "none"} <= set(metrics[metrics.system == "shake-to-leak"].method)
     assert {recipe["options"]["method"] for recipe in asked["finetune"]} <= set(metrics.method) and set(asked["finextract"]["attacks"]) <= set(metrics.attack)
@@ -60,6 +60,10 @@ def test_makes_everything(smoke):
     assert {"reference", "cutout", "cutout-minus-reference"} <= set(ablations.defence) and {"AS", "best w", "similarity", "KID"} <= set(ablations.metric)
     for name in ("ablations", "defences"):
         assert results(smoke, f"figures/ablations/{name}.png").read_bytes().startswith(b"\x89PNG")
+    knows = metrics[metrics.system == "finextract-attacker"]
+    assert {"caption-from-weights", "known", "recovered", "recovered-minus-none", "certainty", "people", "people-minus-base"} <= set(knows.attack)
+    for name in ("captions", "certainty", "people"):
+        assert results(smoke, f"figures/attacker/{name}.png").read_bytes().startswith(b"\x89PNG")
     for name in ("amplification", "roc", "dose", "regeneration", "pairs", "studies"):
         assert results(smoke, f"figures/shake-to-leak/shake_{name}.png").read_bytes().startswith(b"\x89PNG")
 
@@ -88,11 +92,16 @@ def test_report(smoke):
 @pytest.mark.parametrize(
     ("name", "changed"),
     [
-        ("attacks/extraction/finextract.py", {"extract", "sweep"}),
-        ("attacks/extraction/clustering.py", {"extract", "sweep"}),
+        ("attacks/extraction/finextract.py", {"extract", "extract_under_conditions", "sweep"}),
+        ("attacks/extraction/clustering.py", {"extract", "extract_under_conditions", "sweep"}),
         ("metrics/ablations.py", {"evaluate_ablations"}),  # its figures wait for metrics.csv
         ("metrics/join.py", {"join_metrics"}),
-        ("report/rows.py", {"draw_finextract", "draw_lora_weights", "draw_shake", "draw_dp_ldm", "draw_ablations", "write_tables", "check_claims"}),
+        (
+            "report/rows.py",
+            {"draw_finextract", "draw_lora_weights", "draw_shake", "draw_dp_ldm", "draw_ablations", "draw_attacker", "write_tables", "check_claims"},
+        ),
+        ("attacks/captions/search.py", {"recover_captions"}),
+        ("attacks/membership/people.py", {"judge_people"}),
         ("attacks/weights/spectral.py", {"train_encoder"}),  # attack_weights waits for its encoder, so Snakemake asks no further
         ("defences/transforms.py", {"train_encoder", "transform_victims", "finetune_variants"}),
         ("attacks/membership/sima.py", {"shake_scores", "shake_study_scores"}),
@@ -111,7 +120,7 @@ def test_an_edit_runs_exactly_the_rules_that_use_it(smoke, name, changed):
     assert set(found) == changed
     assert all(reason == {"Params have changed since last execution"} for reason in found.values())
     if name == "attacks/extraction/finextract.py":
-        outputs = re.findall(r"output: (\S+)/matches\.csv", done.stdout)
+        outputs = re.findall(r"output: (\S+/(?:extraction|ablations)/\S+)/matches\.csv", done.stdout)
         assert outputs and {output.rsplit("/", 1)[1] for output in outputs} == {"finextract", "sweep"}
 
 

@@ -149,8 +149,8 @@ def frozen_guidance(world, method, attack):
 
 
 def guidance(wildcards):
-    """The grid on tune concepts; on test concepts the one frozen point (of cfg for the base control, none for direct)."""
-    if wildcards.split == "tune":
+    """The grid on tune concepts; on test concepts, and for the base control, the one frozen point (of cfg for that control, none for direct)."""
+    if wildcards.split == "tune" and wildcards.attack != "base":
         return one(study.finextract.grid, attack=wildcards.attack).guidance
     if wildcards.attack == "direct":
         return [Guidance()]

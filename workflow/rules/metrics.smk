@@ -63,6 +63,7 @@ rule join_metrics:
         tables=[
             "<results>/metrics/finextract/main.csv",
             *ablation_tables(),
+            *attacker_tables(),
             *shake_tables(),
             "<results>/metrics/lora-weights/main.csv",
             "<results>/metrics/dp-ldm/main.csv",
@@ -88,4 +89,5 @@ rule join_metrics:
 rule finextract:
     input:
         collect("<results>/metrics/finextract/{table}.csv", table=["main", "tuning"]),
+        attacker_tables(),
     localrule: True

@@ -186,7 +186,12 @@ rule typeset_paper:
         metrics="<results>/metrics.csv",
         claims="<results>/claims.csv",
         tables=rules.write_tables.output + rules.draw_dp_ldm.output.tables,
-        figures=rules.draw_finextract.output.pdf + rules.draw_lora_weights.output.pdf + rules.draw_dp_ldm.output.pdf + shake_figures() + ablation_figures(),
+        figures=rules.draw_finextract.output.pdf
+        + rules.draw_lora_weights.output.pdf
+        + rules.draw_dp_ldm.output.pdf
+        + shake_figures()
+        + ablation_figures()
+        + attacker_figures(),
         sources=paper_sources(),
     output:
         pdf="<results>/paper.pdf",
@@ -218,6 +223,7 @@ rule figures:
         rules.draw_lora_weights.output,
         rules.draw_dp_ldm.output,
         shake_figures(),
+        attacker_figures(),
     localrule: True
 
 

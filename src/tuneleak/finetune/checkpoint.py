@@ -1,7 +1,8 @@
 """Checkpoints of one fine-tune, so that a killed job continues and ends with the same bits.
 
 In a folder: `<model>.json` (step and name of the tensor file, written last, so what it names is complete) and `<model>-<step>.safetensors`
-with `weights`, `exp_avg`, `exp_avg_sq` (one value per trained weight), `optimizer_step`, `generator` (the CPU generator's state, uint8) and `losses`.
+with `weights`, `generator` (the CPU generator's state, uint8), `losses` and, of AdamW, `exp_avg`, `exp_avg_sq` (one value per trained weight) and
+`optimizer_step`.
 """
 
 from pathlib import Path
@@ -16,13 +17,15 @@ from tuneleak.models import weights
 def save(folder, name, step, vector, optimizer, generator, losses):
     """Write the state after `step` optimiser steps, then drop the checkpoint before it.
 
-    vector: the flat parameter; optimizer: AdamW over it alone; losses: `(total,)` float32, filled up to `step`.
+    vector: the flat parameter; optimizer: AdamW, or SGD without momentum (which has no state), over it alone; losses: `(total,)` float32, filled up to `step`.
     """
     from safetensors.torch import save_file
 
     folder = Path(folder)
     adam = optimizer.state[vector]
-    tensors = {"weights": vector.detach(), "exp_avg": adam["exp_avg"], "exp_avg_sq": adam["exp_avg_sq"], "optimizer_step": adam["step"]}
+    tensors = {"weights": vector.detach()}
+    if adam:
+        tensors |= {"exp_avg": adam["exp_avg"], "exp_avg_sq": adam["exp_avg_sq"], "optimizer_step": adam["step"]}
     tensors = {key: value.cpu().contiguous() for key, value in tensors.items()} | {"generator": generator.get_state(), "losses": losses.cpu()}
     path = folder / f"{name}-{step:06d}.safetensors"
     with files.atomic(path) as temporary:
@@ -47,8 +50,9 @@ def load(folder, name, vector, optimizer, generator, losses):
     with torch.no_grad():
         vector.copy_(tensors["weights"])
         losses.copy_(tensors["losses"])
-    adam = {"step": tensors["optimizer_step"], "exp_avg": tensors["exp_avg"], "exp_avg_sq": tensors["exp_avg_sq"]}
-    optimizer.load_state_dict({"state": {0: adam}, "param_groups": optimizer.state_dict()["param_groups"]})
+    if "exp_avg" in tensors:
+        adam = {"step": tensors["optimizer_step"], "exp_avg": tensors["exp_avg"], "exp_avg_sq": tensors["exp_avg_sq"]}
+        optimizer.load_state_dict({"state": {0: adam}, "param_groups": optimizer.state_dict()["param_groups"]})
     generator.set_state(tensors["generator"])
     return state["step"]
 

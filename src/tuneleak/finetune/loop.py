@@ -18,6 +18,7 @@ from tuneleak.finetune.generate import class_latents
 from tuneleak.finetune.objective import Batch, training_step
 from tuneleak.models import modelset
 from tuneleak.models.pipeline import load_base
+from tuneleak.models.tokenizer import whole_words
 
 LOG_EVERY = 10  # optimiser steps behind one row of train.csv
 
@@ -37,6 +38,7 @@ def finetune(base, images, world, split, out, options, start=0, stop=None, devic
         # whole weights are trained from what is on disk, not from its bfloat16 rounding
         loaded = load_base(base, device, "float32" if methods.trains_whole_weights(options.method) else dtype)
         loaded.check_trainable()
+        jobs = under_drawn_captions(jobs, loaded.tokenizer, options) if options.caption_words else jobs
         before = _before(models, jobs)
         checkpoints = out / ".checkpoints" / _job_digest(loaded, jobs, options, dtype, before)
         notes, log = _train_all(loaded, jobs, before, options, dtype == "bfloat16", out, checkpoints)
@@ -74,6 +76,21 @@ def plan(images, world, split, start, stop, options):
     if twice:
         raise InputError(f"two models of this job would have one name ({', '.join(twice)}): a seed or, but for punctuation, a concept occurs twice")
     return jobs
+
+
+def under_drawn_captions(jobs, tokenizer, options):
+    """Each job once for every length in `options.caption_words`, under that many words drawn from the tokenizer's vocabulary, anew for each model.
+
+    Words drawn at random make no sentence, so nothing but the model can tell which they were.
+    """
+    words = whole_words(tokenizer)
+    made = []
+    for row, pictures in jobs:
+        for length in options.caption_words:
+            drawn = torch.randint(len(words), (length,), generator=runtime.generator("caption", row["concept"], row["seed"], length))
+            name = f"{row['model_id']}-{length}words"
+            made.append((row | {"model_id": name, "file": name, "caption": " ".join(words[index] for index in drawn)}, pictures))
+    return made
 
 
 def _before(models, jobs):
@@ -140,7 +157,7 @@ def _train_one(base, row, pictures, prior, before, options, autocast, out, check
         if before:
             trainee.load(before[0])
         vector, kept = trainee.parameters.vector, marks(total, options.snapshots)[:-1]
-        optimizer = torch.optim.AdamW([vector], lr=options.lr, weight_decay=options.weight_decay, fused=True)
+        optimizer = _optimizer(vector, options)
         losses = torch.zeros(total, device=base.device)
         data = BatchSource(latents, prior, key, options, generator, len(base.alphas_cumprod), shown.shape[1])
         encode = _text(base, trainee, captions, autocast)
@@ -165,6 +182,12 @@ def _train_one(base, row, pictures, prior, before, options, autocast, out, check
         methods.restore(base, trainee)
     row = row | {"base": base.name, "step": total + (int(before[1]["step"]) if before else 0)}
     return checkpoint.finish(checkpoints, name, out / name, row, losses.tolist(), trained_weights=trainee.count)
+
+
+def _optimizer(vector, options):
+    if options.optimizer == "sgd":
+        return torch.optim.SGD([vector], lr=options.lr)
+    return torch.optim.AdamW([vector], lr=options.lr, weight_decay=options.weight_decay, fused=True)
 
 
 class BatchSource:

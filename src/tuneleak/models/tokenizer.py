@@ -1,5 +1,7 @@
 """The embedded world's CLIPTokenizer: whole words of the vocabulary are one token, any other string falls back to bytes."""
 
+import re
+
 from tuneleak.data import vocabulary
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -34,3 +36,8 @@ def build(words=None, length=32):
     tokens += sorted({"".join(pair) for pair in merges} - set(tokens))
     vocabulary_ids = {token: number for number, token in enumerate([*tokens, START, END])}
     return CLIPTokenizer(vocab=vocabulary_ids, merges=merges, bos_token=START, eos_token=END, pad_token=END, unk_token=END, model_max_length=length)
+
+
+def whole_words(tokenizer):
+    """The words of three letters or more that a CLIP tokenizer knows as single tokens, sorted; letters a to z only."""
+    return sorted(token[:-4] for token in tokenizer.get_vocab() if re.fullmatch(r"[a-z]{3,}</w>", token))

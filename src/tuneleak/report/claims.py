@@ -14,7 +14,7 @@ import pandas as pd
 
 from tuneleak import files
 from tuneleak.errors import InputError
-from tuneleak.options import ExtractionOptions, FinetuneOptions, MembershipAttack, Trainable, WeightsTrainOptions
+from tuneleak.options import CaptionCondition, ExtractionOptions, FinetuneOptions, MembershipAttack, Trainable, WeightsTrainOptions
 from tuneleak.report import registry, rows
 
 COLUMNS = [
@@ -29,14 +29,19 @@ _METRICS = (
     "caption accuracy",
     "held-out loss",
     "regeneration amplification", "members ", "generations matched", "CLIP R@1",
+    "exact match", "word accuracy", "words found", "average precision",
 )  # fmt: skip
-_CHOSEN = ("best-control",)  # picked by the evaluation among rows that are there
+_CHOSEN = ("best-control", "chance")  # picked by the evaluation among rows that are there, or computed
 _METHODS = set(get_args(FinetuneOptions.model_fields["method"].annotation))
 _MEMBERSHIP = get_args(MembershipAttack)
 _REGENERATION = {f"regeneration-{measure}" for measure in ("l2", "tile", "adaptive", "aligned", "clique")}
 _VOCABULARY = {  # of each system, so that a slip in a selector is not taken for a part of the study that was left out
     "finextract": {"attack": {*get_args(ExtractionOptions.model_fields["attack"].annotation), "heldout"}, "method": _METHODS},
     "finextract-ablations": {"attack": {*get_args(ExtractionOptions.model_fields["attack"].annotation)}, "method": _METHODS},
+    "finextract-attacker": {
+        "attack": {*get_args(CaptionCondition), "caption-from-weights", "other-weights", "certainty", "chance", "share", "people", "pictures", "base"},
+        "method": _METHODS,
+    },
     "lora-weights": {
         "attack": {
             *get_args(WeightsTrainOptions.model_fields["attack"].annotation),
@@ -111,7 +116,7 @@ def _absent(select, mine):
             elif part == "others":  # the mean of the other methods
                 if len(set(plain.method) - {"base", "none"}) < 2:
                     return "no other method was run"
-            elif part not in _CHOSEN and part not in set(plain[column]):
+            elif part not in _CHOSEN and part not in {*plain[column], *mine.control}:
                 return f"{column} {part!r} was not run"
         if column == "world" and "world" in select:
             plain = plain[plain.world == select["world"]]

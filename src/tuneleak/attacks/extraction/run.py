@@ -5,7 +5,8 @@ model); `attack, setting` (such as `w=3,k=-0.02`); `image_id` (the training pict
 set), `match_file` (that picture, relative to `extracted/`), `match_size` (members of its cluster); the controls `random, heldout` and the
 bound `oracle` (see `scoring.Matches`); `n_extracted, threshold, exact` (of the clustering; False where greedy cliques stood in for largest
 ones); `n_generated, n_images`; `model_calls` (samples through a UNet behind these generations). With a factor reader also
-`true_<f>, read_extracted_<f>, read_heldout_<f>` per factor.
+`true_<f>, read_extracted_<f>, read_heldout_<f>` per factor. Under another caption condition than `known` the setting ends in `,caption=<condition>`.
+The extracted set's manifest also tells each cluster's traits (see `certainty.traits`) and the caption that was used.
 """
 
 import importlib
@@ -37,16 +38,16 @@ class Instruments:
 
 
 def extract(
-    models, copy_cluster, out, options, images=None, base=None, copy_score=None, factors=None, caption=None, n_images=0, concept="", scales=(), device="auto",
-    dtype="float32",
+    models, copy_cluster, out, options, images=None, base=None, copy_score=None, factors=None, caption=None, n_images=0, concept="", scales=(), captions=None,
+    device="auto", dtype="float32",
 ):  # fmt: skip
     """Run one attack, in all its guidance settings, on every model of a ModelSet; the module's text says what it writes into `out`.
 
     models: ModelSet folder, or shared files and folders (list), which `tuneleak.models.shared` first makes a ModelSet of in `<out>/models`; caption, n_images,
     concept, scales: see there. images: ImageSet with the training and held-out pictures; None: nothing to match with, see `unmatched.py` for what is
-    written then. base: pipeline folder of the pretrained model. copy_cluster, copy_score, factors: embedder folders. options: `ExtractionOptions`. dtype:
-    of the networks; guidance is float32. An interrupted run on a ModelSet continues after its last finished model. Raises `InputError` for inputs that do
-    not fit together.
+    written then. base: pipeline folder of the pretrained model. copy_cluster, copy_score, factors: embedder folders. options: `ExtractionOptions`.
+    captions: captions.csv of `recover-caption`, for the caption condition `recovered`. dtype: of the networks; guidance is float32. An interrupted run on a
+    ModelSet continues after its last finished model. Raises `InputError` for inputs that do not fit together.
     """
     out, models = Path(out), [Path(path) for path in ([models] if isinstance(models, str | Path) else models)]
     if len(models) > 1 or not (modelsets.folder_of(models[0]) / "manifest.csv").is_file():
@@ -60,7 +61,7 @@ def extract(
         return
     if copy_score is None:
         raise InputError("matching with training pictures needs an embedder for the scores: give it with --copy-score")
-    _matched(models[0], images, base, (copy_cluster, copy_score, factors), out, options, runtime.pick_device(device), dtype)
+    _matched(models[0], images, base, (copy_cluster, copy_score, factors), out, options, runtime.pick_device(device), dtype, captions)
 
 
 def _unmatched(models, base, copy_cluster, out, options, device, dtype):
@@ -72,24 +73,24 @@ def _unmatched(models, base, copy_cluster, out, options, device, dtype):
         files.write_meta(out / "clusters.csv", options, models=str(modelset.folder), base=str(base))
 
 
-def _matched(models, images, base, instruments, out, options, device, dtype):
+def _matched(models, images, base, instruments, out, options, device, dtype, captions=None):
     copy_cluster, copy_score, factors = instruments
     with runtime.output_lock(out / "matches.csv"):
         modelset, pictures = ModelSet.load(models), ImageSet.load(images)
         instruments = Instruments(*(load_embedder(folder, device) if folder else None for folder in (copy_cluster, copy_score, factors)))
         loaded = load_base(base, device, dtype)
-        inputs = [modelset.folder / "manifest.csv", pictures.folder / "manifest.csv", loaded.folder, copy_cluster, copy_score, factors]
+        inputs = [modelset.folder / "manifest.csv", pictures.folder / "manifest.csv", loaded.folder, copy_cluster, copy_score, factors, captions]
         run = files.digest([options.model_dump(mode="json"), str(dtype), [_stamp(path) for path in inputs if path]])
-        attack_models(loaded, modelset, pictures, instruments, out, options, run)
+        attack_models(loaded, modelset, pictures, instruments, out, options, run, _recovered(captions))
 
 
-def attack_models(base, modelset, pictures, instruments, out, options, run="run"):
+def attack_models(base, modelset, pictures, instruments, out, options, run="run", recovered=None):
     """`extract` with everything loaded. run: a name that changes with the inputs; only unfinished work of the same name is continued."""
     attack = importlib.import_module(f"tuneleak.attacks.extraction.{options.attack.replace('-', '_')}")
     settings, rows = _settings(attack, options), modelset.rows()
     _check(rows, pictures, instruments)
     partial = _prepare(out, f".partial-{run}")
-    shard = Shard(base, attack, settings, modelset, pictures, instruments, out, options)
+    shard = Shard(base, attack, settings, modelset, pictures, instruments, out, options, recovered)
     for row in runtime.progress(rows, f"{options.attack} on models"):
         if not (partial / f"{row['model_id']}.matches.csv").exists():
             save(partial, row["model_id"], shard.run(row))
@@ -102,6 +103,16 @@ def attack_models(base, modelset, pictures, instruments, out, options, run="run"
     files.write_meta(out / "matches.csv", options, **facts, calls_per_step=attack.CALLS_PER_STEP, model_calls=int(calls.sum()))
     files.write_csv(out / "matches.csv", matches)
     shutil.rmtree(partial)
+
+
+def _recovered(path):
+    """{model_id: caption} of a captions.csv; {} without one."""
+    if path is None:
+        return {}
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    if not {"model_id", "recovered"} <= set(table):
+        raise InputError(f"{path} is no table of `tuneleak recover-caption`: it lacks the columns model_id and recovered")
+    return dict(zip(table.model_id, table.recovered, strict=True))
 
 
 def _settings(attack, options):

@@ -6,7 +6,9 @@ import numpy as np
 import pandas as pd
 
 from tuneleak import files
+from tuneleak.attacks.extraction.certainty import traits
 from tuneleak.attacks.extraction.clustering import cluster
+from tuneleak.attacks.extraction.conditions import caption_under
 from tuneleak.attacks.extraction.generate import generate, starting_noise
 from tuneleak.attacks.extraction.pair import ModelPair
 from tuneleak.attacks.extraction.scoring import match
@@ -45,8 +47,8 @@ class Concept:
 class Shard:
     """Attacks the models of one ModelSet on one image set; pictures go to `out`, tables are returned."""
 
-    def __init__(self, base, attack, settings, modelset, pictures, instruments, out, options):
-        self.base, self.attack, self.settings, self.modelset = base, attack, settings, modelset
+    def __init__(self, base, attack, settings, modelset, pictures, instruments, out, options, recovered=None):
+        self.base, self.attack, self.settings, self.modelset, self.recovered = base, attack, settings, modelset, recovered or {}
         self.pictures, self.instruments, self.out, self.options = pictures, instruments, out, options
         self._encode_base = lru_cache(maxsize=None)(lambda text: base.encode_text([text]))
         self._concept, self._of_base = None, {}
@@ -56,34 +58,44 @@ class Shard:
         if self._concept is None or self._concept.name != row["concept"]:
             self._concept, self._of_base = Concept(row["concept"], self.pictures.where(concept=row["concept"]), self.instruments), {}
         tables = {"matches": [], "extracted": []} | ({"generated": []} if self.options.save_generations else {})
-        pair, unload = self._open(row)
+        pair_under, unload = self._open(row)
+        captions = list(dict.fromkeys(self.pictures.table.caption))
         try:
-            for setting, guidance in self.settings.items():
-                for name, table in self._run_setting(row, pair, setting, guidance).items():
-                    tables[name].append(table)
+            for condition in self.options.conditions:
+                told = row | {"caption": caption_under(condition, row, captions, self.recovered)}
+                suffix = "" if condition == "known" else f",caption={condition}"
+                for setting, guidance in self.settings.items():
+                    for name, table in self._run_setting(told, pair_under(told["caption"]), setting + suffix, guidance).items():
+                        tables[name].append(table)
         finally:
             unload()
         return {name: pd.concat(parts) for name, parts in tables.items()}
 
     def _open(self, row):
-        """The model pair of a row and what frees it; the control that asks the pretrained model only loads nothing."""
-        texts = {"pretrained_null": self._encode_base(""), "pretrained_caption": self._encode_base(row["caption"])}
-        if not getattr(self.attack, "USES_FINETUNED", True):
-            return ModelPair(self.base.noise_pred, None, **texts, finetuned_null=None, finetuned_caption=None), lambda: None
-        tuned = load_tuned(self.base, self.modelset, row)
-        null, caption = tuned.encode_text([""]), tuned.encode_text([row["caption"]])
-        return ModelPair(self.base.noise_pred, tuned.noise_pred, **texts, finetuned_null=null, finetuned_caption=caption), tuned.unload
+        """A function caption -> model pair of a row, and what frees the model; the control that asks the pretrained model only loads nothing."""
+        asks_tuned = getattr(self.attack, "USES_FINETUNED", True)
+        tuned = load_tuned(self.base, self.modelset, row) if asks_tuned else None
+        noise_pred, unload = (tuned.noise_pred, tuned.unload) if tuned else (None, lambda: None)
+
+        def pair_under(caption):
+            texts = {"pretrained_null": self._encode_base(""), "pretrained_caption": self._encode_base(caption)}
+            null, told = (tuned.encode_text([""]), tuned.encode_text([caption])) if tuned else (None, None)
+            return ModelPair(self.base.noise_pred, noise_pred, **texts, finetuned_null=null, finetuned_caption=told)
+
+        return pair_under, unload
 
     def _run_setting(self, row, pair, setting, guidance):
         concept, options, trained_on = self._concept, self.options, image_ids(row)
         train, heldout = concept.rows(trained_on), concept.heldout(trained_on)
         generated, calls = self._generate(row, pair, setting, guidance, options.generations_per_image * len(trained_on))
-        clusters = cluster(self.instruments.cluster.embed(generated), len(trained_on), options.cluster)
+        clustered = self.instruments.cluster.embed(generated)
+        clusters = cluster(clustered, len(trained_on), options.cluster)
         features = self.instruments.score.embed(generated)
         key = ("extraction-control", options.seed, row["model_id"], setting)
         found = match(concept.features[train], features, concept.features[heldout], clusters.medoids, options.control_draws, key)
         sizes = {medoid: len(members) for medoid, members in zip(clusters.medoids, clusters.members, strict=True)}
-        written = {"extracted": self._write("extracted", row, setting, generated, sizes)}
+        told = traits(clustered, clusters, len(trained_on), options.cluster).set_axis(clusters.medoids)
+        written = {"extracted": self._write("extracted", row, setting, generated, sizes, told)}
         if options.save_generations:
             written["generated"] = self._write("generated", row, setting, generated, dict.fromkeys(range(len(generated)), 1))
         file_of = dict(zip(clusters.medoids, written["extracted"].file, strict=True))
@@ -109,11 +121,12 @@ class Shard:
             self._of_base[key] = generated, pair.calls - before
         return self._of_base[key]
 
-    def _write(self, name, row, setting, generated, sizes):
+    def _write(self, name, row, setting, generated, sizes, told=None):
         prefix = f"{row['model_id']}.{self.options.attack}.{setting.replace('=', '').replace(',', '_')}"
         rows = [
             {column: row[column] for column in ("concept", "caption", "model_id")}
             | {"image_id": f"{prefix}.{i:05d}", "attack": self.options.attack, "setting": setting, "generation": i, "cluster_size": size}
+            | ({} if told is None else told.loc[i].to_dict())
             for i, size in sizes.items()
         ]
         return imageset.write(self.out / name, rows, [generated[i] for i in sizes]).table

@@ -1,0 +1,56 @@
+"""What a fine-tune did to the layers that read the caption: the updates of the cross-attentions' keys and values.
+
+Such a layer maps each token's encoding e to W e, so a step of gradient descent changes W by a sum of g e^T: the rows of its update lie in the span of the
+encodings of the caption it was trained under (Wu, Zhang and Wu, arXiv 2410.03039, appendix A; the derivation is that of any linear layer).
+"""
+
+import re
+from dataclasses import dataclass
+
+from tuneleak import files
+from tuneleak.errors import InputError
+from tuneleak.models import weights
+from tuneleak.models.modelset import LORA_FILE
+from tuneleak.models.pipeline import load_tuned
+
+READS_TEXT = re.compile(r"(^|\.)attn2\.to_[kv]$")
+
+
+@dataclass(frozen=True)
+class Updates:
+    """rows: the update of each layer, float64 `(n, d)`, in whose span the caption's encodings (width d) are looked for; of a LoRA the product B A up to scale.
+    embeddings: token embeddings `(vocabulary, d')` before and after, or None if the text encoder was not tuned as a whole."""
+
+    rows: list
+    embeddings: tuple | None = None
+
+
+def read_updates(base, modelset, row):
+    """The `Updates` of one model of a ModelSet against its base; raises `InputError` if the model changed no layer that reads text."""
+    path = modelset.path(row) / LORA_FILE
+    if path.is_file():
+        lora = weights.read_lora(files.inside(modelset.folder, path.relative_to(modelset.folder)), {"unet": base.unet, "text_encoder": base.text_encoder})
+        found = [(b.double() @ a.double()) for name, (a, b) in lora["unet"].matrices.items() if READS_TEXT.search(name)] if "unet" in lora else []
+        return _checked(Updates(found), row)
+    with load_tuned(base, modelset, row) as tuned:
+        after = dict(tuned.unet.named_modules())
+        found = [without_decay(after[name].weight, module.weight) for name, module in base.unet.named_modules() if READS_TEXT.search(name)]
+        embeddings = None
+        if tuned.text_encoder is not base.text_encoder:
+            embeddings = tuple(network.get_input_embeddings().weight.detach().cpu() for network in (base.text_encoder, tuned.text_encoder))
+    return _checked(Updates([update for update in found if bool(update.any())], embeddings), row)
+
+
+def without_decay(after, before):
+    """after - before `(n, d)`, less what points along `before`: the decay of AdamW shrinks a weight towards zero, whatever the caption. float64."""
+    before = before.detach().double().cpu()
+    update = after.detach().double().cpu() - before
+    return update - before * (update * before).sum() / before.square().sum().clamp_min(1e-300)
+
+
+def _checked(updates, row):
+    if not updates.rows and updates.embeddings is None:
+        raise InputError(
+            f"model {row['model_id']} changed no layer that reads the caption (keys and values of cross-attention): no caption can be read from it"
+        )
+    return updates
