@@ -7,6 +7,7 @@ three. Not counted: the autoencoder, text encoders, embedders, start-up, and the
 from dataclasses import dataclass
 
 from tuneleak import budget
+from tuneleak.options import PrivateFinetuneOptions
 
 # diffusers' configuration of the UNet of Stable Diffusion v1.1 to v1.5
 STABLE_DIFFUSION_1 = {
@@ -69,6 +70,9 @@ def costs(study, network, teraflops=TERAFLOPS):
     for method, row in zip(study.finextract.ablations.methods, budget.ablation_rows(study), strict=True):
         models.append((next(options for options, _ in models if options.method == method), row["models"]))
         extraction.append(row)
+    attacker = list(budget.attacker_rows(study))
+    models += [(recipe.options, row["models"]) for recipe, row in zip(study.finextract.attacker.recipes, attacker, strict=False)]  # the others train nothing
+    extraction += attacker
     shake = study.shake_to_leak
     groups = {
         "finextract": (extraction, models, 0),
@@ -113,4 +117,6 @@ def _shake_pictures(shake):
 
 
 def _private_models(study):
-    return [(recipe.options, len(recipe.options.seeds)) for _, recipe, _ in study.cells()]
+    """Fine-tuned UNets only: a generator of DP-MEPF and the words of DPAgg-TI weigh next to nothing."""
+    tuned = [recipe.options for _, recipe, _ in study.cells() if isinstance(recipe.options, PrivateFinetuneOptions)]
+    return [(options, len(options.seeds)) for options in tuned]
