@@ -44,13 +44,14 @@ def load(folder, name, vector, optimizer, generator, losses):
     state = files.read_object(folder / f"{name}.json", "step", "file")
     path = files.inside(folder, state["file"])
     tensors = weights.load_tensors(path, f"remove {folder} to begin again")
-    fits = tensors.keys() >= {"weights", "losses", "exp_avg", "exp_avg_sq", "optimizer_step", "generator"}
+    adams = {"exp_avg", "exp_avg_sq", "optimizer_step"} if isinstance(optimizer, torch.optim.AdamW) else set()  # plain descent has no state
+    fits = tensors.keys() >= {"weights", "losses", "generator", *adams}
     if not fits or tensors["weights"].shape != vector.shape or tensors["losses"].shape != losses.shape:
         raise InputError(f"{path} is no checkpoint of this fine-tune; remove {folder} to begin again")
     with torch.no_grad():
         vector.copy_(tensors["weights"])
         losses.copy_(tensors["losses"])
-    if "exp_avg" in tensors:
+    if adams:
         adam = {"step": tensors["optimizer_step"], "exp_avg": tensors["exp_avg"], "exp_avg_sq": tensors["exp_avg_sq"]}
         optimizer.load_state_dict({"state": {0: adam}, "param_groups": optimizer.state_dict()["param_groups"]})
     generator.set_state(tensors["generator"])
