@@ -96,6 +96,8 @@ def _type(annotation, metadata=()):
         return f"list of {_type(arguments[0])}"
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_type(item) for item in arguments)
+    if origin is dict:
+        return f"{_type(arguments[0])} → {_type(arguments[1])}"
     name = {int: "integer", float: "number", str: "text", bool: "true or false"}.get(annotation, str(annotation))
     limits = [limit for item in metadata for limit in _limits(item)]
     return f"{name} {' and '.join(limits)}" if limits else name
