@@ -6,6 +6,7 @@ into it. Nothing is downloaded.
 """
 
 import asyncio
+import os
 import shutil
 import sys
 import tempfile
@@ -74,3 +75,5 @@ def package(platform, name):
 
 if __name__ == "__main__":
     main(sys.argv[1], sys.argv[2:])
+    sys.stdout.flush()
+    os._exit(0)  # the indexer's threads now and then crash an interpreter that is being torn down, after all is written

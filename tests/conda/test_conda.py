@@ -20,7 +20,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 RESULTS = Path("results/embedded")
-OTHERS = ("shake-to-leak", "lora-weights", "dp-ldm")  # systems of the joined table that this slice does not evaluate
+OTHERS = ("shake-to-leak/main", "lora-weights/main", "dp-ldm/main", "finextract/ablations", "finextract/attacker")
 COLUMNS = "system,world,base,method,attack,defence,setting,metric,value,ci_low,ci_high,n,seeds"
 TARGETS = [str(RESULTS / "metrics/finextract/main.csv"), str(RESULTS / "metrics.csv"), str(RESULTS / "claims.csv")]
 RULES = ["evaluate_finextract", "join_metrics", "check_claims"]  # Snakemake creates the environments of all rules it knows of
@@ -77,9 +77,10 @@ class Project:
 
 def write_study(folder):
     """matches.csv and tau.json wherever the default preset's attacks on test concepts would put them (the numbers mean nothing); nothing of the others."""
-    for system in OTHERS:
-        (folder / RESULTS / "metrics" / system).mkdir(parents=True)
-        (folder / RESULTS / "metrics" / system / "main.csv").write_text(f"{COLUMNS}\n")
+    for name in OTHERS:
+        table = folder / RESULTS / f"metrics/{name}.csv"
+        table.parent.mkdir(parents=True, exist_ok=True)
+        table.write_text(f"{COLUMNS}\n")
     config = yaml.safe_load((folder / "config.yaml").read_text())
     for world in config["worlds"]:
         place = folder / RESULTS / "extraction" / world["name"]
