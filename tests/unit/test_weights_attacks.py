@@ -246,7 +246,7 @@ def test_an_encoder_comes_back_as_it_was_trained(models, tiny_base, tiny_images,
     assert (one.z is None) == (attack == "linear") and (one.z is None or (torch.equal(one.z, two.z) and one.z.shape == (2, 16, 32)))
     assert (one.embedding is not None) == (attack in ("spectral", "linear"))
     (tmp_path / attack / "model.safetensors").unlink()
-    with pytest.raises(InputError, match="does not fit"):
+    with pytest.raises(InputError, match="has no model"):
         train.load(tmp_path / attack, base)
 
 
@@ -500,7 +500,7 @@ def test_a_transform_is_written_as_a_model_set_that_loads(models, tiny_base, tmp
 
 
 def test_transforms_that_cannot_be_are_refused(models, tiny_base, tmp_path):
-    for kind, strength, message in (("quantise", 4.5, "whole number of bits"), ("truncate", 9, "ranks from 1 to 4")):
+    for kind, strength, message in (("quantise", 4.5, "whole number of bits"), ("truncate", 9, "must be from 1 to 4")):
         with pytest.raises(InputError, match=message):
             transforms.transform(models / "victims", tiny_base, tmp_path / "out", TransformOptions(kind=kind, strength=strength))
     with pytest.raises(InputError, match="choose another folder"):
