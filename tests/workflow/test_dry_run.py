@@ -58,7 +58,8 @@ def test_attacks_per_shard(clone):
 def test_shards_cover_the_concepts_once(clone):
     overlay = clone.overlay(yaml.safe_dump({"finextract": {"shard_concepts": 3}}))
     done = clone.snakemake("--dry-run", "--printshellcmds", "--configfile", overlay)
-    slices = sorted(re.findall(r"tuneleak finetune --base .* --world identities --split test --start (\d+) --stop (\d+) --out \S+/embedded/models/\S+/lora/", done.stdout))
+    call = r"tuneleak finetune --base .* --world identities --split test --start (\d+) --stop (\d+) --out \S+/embedded/models/\S+/lora/"
+    slices = sorted(re.findall(call, done.stdout))
     assert slices == [("0", "3"), ("3", "4")]
 
 
