@@ -30,7 +30,7 @@ def schema(root=".", write=False):
         return
     for path, expected in ((SCHEMA, text), (README, readme)):
         if _read(root / path) != expected:
-            raise InputError(f"{path} is not what src/tuneleak/config.py and options.py say; run `python -m tuneleak schema --write`")
+            raise InputError(f"{path} is not what config.py, studies/ and options.py in src/tuneleak say; run `python -m tuneleak schema --write`")
 
 
 def json_schema():
