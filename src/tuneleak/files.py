@@ -119,8 +119,12 @@ def check_digests(folder):
             break
     else:
         return
-    lines = (top / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
-    listed = {top / name: digest for digest, name in (line.split(maxsplit=1) for line in lines) if (top / name).is_relative_to(folder)}
+    rows = [line.split(maxsplit=1) for line in (top / "SHA256SUMS").read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    if any(len(row) != 2 for row in rows):
+        raise InputError(f"{top / 'SHA256SUMS'} is not a list as sha256sum writes it (digest, two spaces, name); get it again, or remove it")
+    listed = {top / name: digest for digest, name in rows if (top / name).is_relative_to(folder)}
+    if not listed:  # somebody's list of other files
+        return
     for path in sorted({*listed, *folder.rglob("*.safetensors")}):
         if not path.is_file() or sha256(path) != listed.get(path):
             raise InputError(f"{path} is not the file that {top / 'SHA256SUMS'} lists; get it again, or remove the list if you changed it on purpose")

@@ -81,6 +81,11 @@ def test_a_file_that_is_not_the_listed_one_is_refused(tmp_path):
     part.mkdir(parents=True)
     (part / "model.safetensors").write_bytes(b"weights")
     files.check_digests(part)  # no list, nothing to check
+    (tmp_path / "SHA256SUMS").write_text("0  something-else.txt\n")
+    files.check_digests(part)  # nor in a list of other files
+    (tmp_path / "SHA256SUMS").write_text("garbage\n")
+    with pytest.raises(InputError, match="not a list"):
+        files.check_digests(part)
     write_checksums(tmp_path)
     files.check_digests(part)
     (part / "more.safetensors").write_bytes(b"not listed")

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from tuneleak.data.imageset import ImageSet
 from tuneleak.errors import InputError
-from tuneleak.finetune import aggregate, mean_features, private, sample
+from tuneleak.finetune import aggregate, mean_features, private, private_data, sample
 from tuneleak.models import embedders, generator, modelset, perceptual
 from tuneleak.models.pipeline import load_base
 from tuneleak.options import AggregateOptions, BudgetOptions, MeanFeaturesOptions, SampleOptions
@@ -37,7 +37,7 @@ def means(**changes):
 
 def test_a_picture_moves_the_sum_by_exactly_the_sensitivity(network, tiny_images):
     features, images = perceptual.load(network, 2), ImageSet.load(tiny_images).where(fold="train")
-    labels = private.class_numbers(images, PROMPTS)
+    labels = private_data.class_numbers(images, PROMPTS)
     whole, side = mean_features.feature_sum(images, labels, features, 4, 0.3, "cpu")
     assert side == 32 and torch.allclose(whole[:, -1], torch.full((4,), 4 * 0.3, dtype=torch.float64))
     keep = [row for row in range(len(images)) if row != 5]

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from tuneleak.data.imageset import ImageSet
 from tuneleak.errors import InputError
-from tuneleak.finetune import methods, private
+from tuneleak.finetune import methods, private, private_data
 from tuneleak.models import modelset
 from tuneleak.models.pipeline import load_base, load_tuned
 from tuneleak.options import PrivacyOptions, PrivateFinetuneOptions
@@ -199,7 +199,7 @@ def test_an_empty_batch_is_noise_and_counts(tiny_base, tiny_images):
 def make_trainer(base, images, sigma=0.0, privacy=None, **changes):
     made = options(privacy, **changes)
     loaded = load_base(base)
-    data = private._Data(loaded, ImageSet.load(images).where(fold="train"), made)
+    data = private_data.PrivateRecords(loaded, ImageSet.load(images).where(fold="train"), made)
     network, parameters, *_ = private.prepare(loaded, made, 0)
     flat = methods.FlatParameters(parameters)
     return private.Trainer(data, parameters, flat.vector, gradients.make("ghost", network, parameters), sigma, ("w", 0), made)

@@ -17,7 +17,7 @@ import torch
 from tuneleak import files, runtime
 from tuneleak.data.imageset import ImageSet, as_tensor
 from tuneleak.errors import InputError
-from tuneleak.finetune import checkpoint, private
+from tuneleak.finetune import checkpoint, private, private_data
 from tuneleak.finetune.objective import Batch, denoising_errors
 from tuneleak.models import attachments, modelset
 from tuneleak.models.pipeline import load_base
@@ -37,10 +37,10 @@ def aggregate_embeddings(base, images, world, out, options, device="auto"):
         if not options.prompts:
             raise InputError("aggregate-embeddings needs prompts, the public list of classes and their captions; it is never read off the private pictures")
         privacy = options.privacy
-        pictures = private.private_pictures(images, privacy, options.expected_pictures)
+        pictures = private_data.private_pictures(images, privacy, options.expected_pictures)
         (out / "manifest.csv").unlink(missing_ok=True)
         loaded = load_base(base, device, "float32")
-        labels = private.class_numbers(pictures, options.prompts)
+        labels = private_data.class_numbers(pictures, options.prompts)
         rate = options.expected_pictures / privacy.public_size
         sigma = 0.0 if privacy.noiseless else release.noise_multiplier(privacy.epsilon, privacy.delta, rate)
         folder = out / ".checkpoints" / _digest(loaded, pictures, options)
@@ -141,14 +141,14 @@ def _release(base, pictures, labels, world, seed, sigma, rate, options, out, fol
     facts = {"trainable": METHOD, "trained_weights": sum(mine.numel() for mine in vectors), "clip": options.clip}
     with files.atomic_folder(out / name) as target:
         conditioned.save_contexts(target / modelset.CLASS_FILE, contexts, options.prompts)
-        files.write_json(target / private.RECORD, released(sigma, rate, privacy, private.largest_concept(pictures), **facts))
+        files.write_json(target / private.RECORD, released(sigma, rate, privacy, private_data.largest_concept(pictures), **facts))
     row = {"model_id": name, "world": world, "base": base.name, "concept": world, "method": METHOD, "defence": f"epsilon={epsilon}", "seed": seed}
     row |= {"step": options.steps, "caption": "", "n_images": privacy.public_size, "images": "", "file": name}
     return checkpoint.finish(folder, name, out / name, row | {"epsilon": epsilon, "delta": privacy.delta}, [])
 
 
 def _digest(base, pictures, options):
-    code = [files.sha256(path) for path in (Path(__file__), Path(private.__file__), Path(attachments.__file__))]
+    code = [files.sha256(path) for path in (Path(__file__), Path(private.__file__), Path(private_data.__file__), Path(attachments.__file__))]
     networks = [files.sha256(path) for path in sorted(base.folder.glob("*/*.safetensors"))]
     described = {"options": options.model_dump(exclude={"seeds"}), "pictures": list(pictures.table.sha256), "networks": networks}
     return files.digest(described | {"code": code, "device": base.device.type, "torch": torch.__version__})

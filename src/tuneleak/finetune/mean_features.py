@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from tuneleak import files, runtime
 from tuneleak.data.imageset import as_tensor
 from tuneleak.errors import InputError
-from tuneleak.finetune import checkpoint, methods, private
+from tuneleak.finetune import checkpoint, methods, private, private_data
 from tuneleak.models import modelset, perceptual, weights
 from tuneleak.models.generator import Generator
 from tuneleak.privacy import release, state
@@ -47,10 +47,10 @@ def mean_features(base, images, network, world, out, options, device="auto"):
     with runtime.output_lock(out):
         if not options.prompts:
             raise InputError("mean-features needs prompts, the public list of classes; it is never read off the private pictures")
-        pictures = private.private_pictures(images, options.privacy, 1)
+        pictures = private_data.private_pictures(images, options.privacy, 1)
         (out / "manifest.csv").unlink(missing_ok=True)
         features = perceptual.load(network, options.pool, device)
-        labels = private.class_numbers(pictures, options.prompts)
+        labels = private_data.class_numbers(pictures, options.prompts)
         total, side = feature_sum(pictures, labels, features, len(options.prompts), options.count_weight, device)
         sigma = release.noise_multiplier(float("inf") if options.privacy.noiseless else options.privacy.epsilon, options.privacy.delta)
         folder = out / ".checkpoints" / _digest(pictures, network, options, device)
@@ -58,7 +58,7 @@ def mean_features(base, images, network, world, out, options, device="auto"):
         notes = []
         for seed in options.seeds:
             trained = _Training(total, sigma, features, side, (world, private.epsilon_name(options.privacy), seed), options, device)
-            notes.append(_train_one(trained, private.largest_concept(pictures), Path(base).resolve().name, world, seed, sigma, options, out, folder))
+            notes.append(_train_one(trained, private_data.largest_concept(pictures), Path(base).resolve().name, world, seed, sigma, options, out, folder))
         log = pd.concat([pd.DataFrame(note["log"], columns=["step", "loss"]).assign(model_id=note["row"]["model_id"]) for note in notes])
         files.write_csv(out / "train.csv", log[["model_id", "step", "loss"]])
         files.write_meta(out / "manifest.csv", options, base=str(base), images=str(images), network=str(network), world=world, device=str(device))
@@ -80,7 +80,7 @@ def sensitivity(count_weight):
 def feature_sum(pictures, labels, features, classes, count_weight, device):
     """(sum over pictures `(classes, 2 d + 1)`, the last column counting; side of a picture). Every picture's part is cut to the length it should have."""
     total, side, first = None, None, 0
-    for part in private.parts(pictures, 64):
+    for part in private_data.parts(pictures, 64):
         pixels = as_tensor(part.pixels()).to(device)
         found = embedding(features(pixels)).double().cpu()
         found = torch.cat([found, torch.full((len(found), 1), count_weight, dtype=torch.float64)], 1)
@@ -185,7 +185,7 @@ def load_generator(path, side):
 
 
 def _digest(pictures, network, options, device):
-    code = [files.sha256(path) for path in (Path(__file__), Path(private.__file__), Path(perceptual.__file__))]
+    code = [files.sha256(path) for path in (Path(__file__), Path(private.__file__), Path(private_data.__file__), Path(perceptual.__file__))]
     network = Path(network)
     networks = [files.sha256(path) for path in ([network] if network.is_file() else sorted(network.glob("*.safetensors")))]
     described = {"options": options.model_dump(exclude={"checkpoint_every", "seeds"}), "pictures": list(pictures.table.sha256), "networks": networks}

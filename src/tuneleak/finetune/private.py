@@ -15,10 +15,8 @@ import pandas as pd
 import torch
 
 from tuneleak import files, runtime
-from tuneleak.data.imageset import ImageSet, as_tensor
 from tuneleak.errors import InputError
-from tuneleak.finetune import checkpoint, methods
-from tuneleak.finetune.objective import Batch, denoising_errors
+from tuneleak.finetune import checkpoint, methods, private_data
 from tuneleak.models import modelset, weights
 from tuneleak.models.pipeline import load_base
 from tuneleak.privacy import accounting, conditioned, gradients, mechanism, state, trainable
@@ -36,11 +34,11 @@ def finetune_private(base, images, world, out, options, device="auto"):
     """
     device, out = runtime.pick_device(device), modelset.folder_of(out)
     with runtime.output_lock(out):
-        pictures = _training_set(images, options)
+        pictures = private_data.training_set(images, options)
         (out / "manifest.csv").unlink(missing_ok=True)
         loaded = load_base(base, device, "float32")
         loaded.check_trainable()
-        data = _Data(loaded, pictures, options)
+        data = private_data.PrivateRecords(loaded, pictures, options)
         sigma = 0.0 if options.privacy.noiseless else _noise(options.privacy)
         folder = out / ".checkpoints" / _digest(loaded, pictures, options)
         folder.mkdir(parents=True, exist_ok=True)
@@ -64,105 +62,8 @@ def epsilon_name(privacy):
     return "inf" if privacy.noiseless else f"{privacy.epsilon:g}"
 
 
-def private_pictures(images, privacy, expected):
-    """Fold `train` of an ImageSet, with what makes no sense of a budget refused; expected: pictures in a step or release on average."""
-    loaded = ImageSet.load(images)
-    pictures = loaded.where(fold="train")
-    if not len(pictures):
-        raise InputError(f"{loaded.folder} has no pictures in fold 'train'")
-    if expected > privacy.public_size:
-        raise InputError(f"{expected} pictures on average exceed public_size {privacy.public_size}: a picture takes part with probability 1 at most")
-    if privacy.delta * privacy.public_size >= 1:
-        raise InputError(
-            f"delta {privacy.delta:g} is no protection for {privacy.public_size} pictures: publishing one of them at random satisfies it; use less than 1/n"
-        )
-    return pictures
-
-
-def class_numbers(pictures, prompts):
-    """The place of each picture's label in `prompts`, the public list of classes: int64 `(n,)`."""
-    names, labels = list(prompts), pictures.labels
-    unknown = sorted(set(labels) - set(names))
-    if unknown:
-        raise InputError(f"{pictures.folder}: label {unknown[0]!r} is not in prompts, the public list of classes")
-    return torch.tensor([names.index(label) for label in labels], dtype=torch.long)
-
-
-def largest_concept(pictures):
-    """Most pictures that one concept has: what group privacy counts."""
-    return int(pictures.table.concept.value_counts().max())
-
-
-def _training_set(images, options):
-    pictures = private_pictures(images, options.privacy, options.privacy.expected_batch)
-    if options.conditioning == "class" and not options.prompts:
-        raise InputError("conditioning=class needs prompts, the public list of classes and their captions; it is never read off the private pictures")
-    if options.conditioning != "class" and options.caption_column not in pictures.table:
-        raise InputError(f"{pictures.folder / 'manifest.csv'} has no column {options.caption_column!r} (caption_column)")
-    return pictures
-
-
 def _noise(privacy):
     return accounting.noise_multiplier(privacy.epsilon, privacy.delta, sample_rate(privacy), privacy.steps)
-
-
-class _Records:
-    """Latents and conditions, and the errors of a network on them."""
-
-    def __init__(self, base, latents, conditions):
-        self.base, self.latents, self.conditions = base, latents, conditions
-
-    def __len__(self):
-        return len(self.latents)
-
-    def errors_of(self, chosen, noise, timesteps):
-        """What `gradients` calls: errors of the rows (records `chosen`, K adjacent rows each) under a network."""
-        draws = len(noise) // len(chosen)
-        rows = chosen.repeat_interleave(draws).to(self.latents.device)
-        batch = Batch(self.latents[rows], noise.to(self.latents.device), timesteps.to(self.latents.device), self.conditions[rows], torch.ones(1))
-
-        def errors(network):
-            def unet(x_t, t, encoder_hidden_states, return_dict):
-                return (network(x_t, t, encoder_hidden_states),)
-
-            return denoising_errors(unet, batch, self.base.alphas_cumprod, self.base.prediction_type)
-
-        return errors
-
-
-class _Noise(_Records):
-    """As many records as asked for, of noise: what the cost of a step may be measured on without touching a picture."""
-
-    def __init__(self, base, count, options):
-        latents = torch.randn(count, *base.latent_shape, device=base.device)
-        if options.conditioning == "class":
-            conditions = torch.arange(count, device=base.device) % len(options.prompts)
-        else:
-            conditions = base.token_ids([""] * count)
-            conditions = conditions if options.conditioning == "text-encoder" else base.encode_text([""]).expand(count, -1, -1)
-        super().__init__(base, latents, conditions)
-
-
-class _Data(_Records):
-    """The private pictures as latents and conditions, encoded once by the frozen public parts."""
-
-    def __init__(self, base, pictures, options):
-        self.base, self.pictures = base, pictures
-        self.latents = torch.cat([base.encode_images(as_tensor(part.pixels())) for part in parts(pictures)])
-        if tuple(self.latents.shape[1:]) != base.latent_shape:
-            raise InputError(
-                f"{pictures.folder}: latents are {tuple(self.latents.shape[1:])}, the base needs {base.latent_shape}; import with --size {base.image_size[0]}"
-            )
-        if options.conditioning == "class":
-            self.conditions = class_numbers(pictures, options.prompts).to(base.device)
-        elif options.conditioning == "text-encoder":
-            self.conditions = base.token_ids(list(pictures.table[options.caption_column]))
-        else:
-            captions = sorted(set(pictures.table[options.caption_column]))
-            contexts = torch.cat([base.encode_text(captions[start : start + 64]) for start in range(0, len(captions), 64)])
-            self.conditions = contexts[torch.tensor([captions.index(caption) for caption in pictures.table[options.caption_column]])]
-        self.context_tokens = None
-        self.largest_concept = largest_concept(pictures)
 
 
 def class_contexts(base, options):
@@ -253,7 +154,7 @@ def _kind(base, network, parameters, options, folder):
     if not note.is_file():
         draws = options.privacy.multiplicity
         pictures = max(1, options.physical_batch // draws)
-        data = _Noise(base, pictures, options)
+        data = private_data.NoiseRecords(base, pictures, options)
         noise = torch.randn(pictures * draws, *base.latent_shape)
         timesteps = torch.randint(len(base.alphas_cumprod), (len(noise),))
         kind, seconds = gradients.fastest(network, parameters, data.errors_of(torch.arange(pictures), noise, timesteps), pictures, options.privacy.clip)
@@ -333,12 +234,6 @@ def _restore(base, options):
         base.reload("unet")
     if options.conditioning == "text-encoder":
         base.reload("text_encoder")
-
-
-def parts(pictures, size=512):
-    """An ImageSet in pieces, so that its pictures need not be in memory at once."""
-    for start in range(0, len(pictures), size):
-        yield ImageSet(pictures.folder, pictures.table[start : start + size].reset_index(drop=True))
 
 
 def _digest(base, pictures, options):

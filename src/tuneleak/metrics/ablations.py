@@ -133,11 +133,15 @@ def _best_weights(group, options):
     places = [(options.steps[name], *found[name]) for name in found if name in options.steps]
     if len(places) > 2:
         x = np.log2([place[0] for place in places])
-        slope = lambda y: np.polyfit(x, np.log2(np.maximum(y, 1e-6)), 1)[0]  # noqa: E731
-        draws = np.array([slope(values) for values in np.stack([place[2] for place in places], 1)])
-        value, unit = float(slope(np.array([place[1] for place in places]))), rows[0]["setting"].partition("interval=")[2] or "concepts"
+        draws = np.array([_slope(x, values) for values in np.stack([place[2] for place in places], 1)])
+        value, unit = _slope(x, [place[1] for place in places]), rows[0]["setting"].partition("interval=")[2] or "concepts"
         rows.append(_row(group, _key(group, defence="", setting="grid"), "best w slope", value, draws, unit, options, len(places)))
     return rows
+
+
+def _slope(x, weights):
+    """Least-squares slope of log2(weights) over x."""
+    return float(np.polyfit(x, np.log2(np.maximum(weights, 1e-6)), 1)[0])
 
 
 def _named(metric, rows):

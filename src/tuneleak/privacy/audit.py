@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from tuneleak import files, runtime
 from tuneleak.data.imageset import ImageSet
 from tuneleak.errors import InputError
-from tuneleak.finetune import methods, private
+from tuneleak.finetune import methods, private, private_data
 from tuneleak.metrics.finextract import COLUMNS
 from tuneleak.privacy import accounting, auditing, canaries, gradients
 from tuneleak.privacy.record import sample_rate
@@ -81,9 +81,9 @@ def _dirac_run(base, images, recipe, sigma, key, options):
     if not options.pictures:
         found = canaries.train_on_canaries_alone(canaries.DiracCanaries(options.count, 4 * options.count, recipe.privacy, *key), sigma)
         return found.scores.numpy(), found.members.numpy()
-    pictures = private._training_set(images, recipe)
+    pictures = private_data.training_set(images, recipe)
     pictures = ImageSet(pictures.folder, pictures.table[: options.pictures].reset_index(drop=True))
-    with _training(base, private._Data(base, pictures, recipe), recipe, sigma, key) as trainer:
+    with _training(base, private_data.PrivateRecords(base, pictures, recipe), recipe, sigma, key) as trainer:
         found = canaries.DiracCanaries(options.count, trainer.vector.numel(), recipe.privacy, *key)
         trainer.contribute = lambda noisy: noisy.add(_as_parameters(found.contribution(trainer.step_number), trainer.parameters))
         for _ in range(recipe.privacy.steps):
@@ -94,7 +94,7 @@ def _dirac_run(base, images, recipe, sigma, key, options):
 
 def _picture_run(base, images, recipe, sigma, key, options):
     """Noise pictures with labels of others: the score is how much better the model denoises one than the base does."""
-    data = private._Data(base, private._training_set(images, recipe), recipe)
+    data = private_data.PrivateRecords(base, private_data.training_set(images, recipe), recipe)
     random = runtime.generator("canary-pictures", *key)
     size = base.image_size
     pixels = torch.rand(options.count, 3, *size, generator=random) * 2 - 1
