@@ -72,6 +72,12 @@ def test_muon_leaves_embeddings_vectors_and_thin_matrices_to_adamw():
     assert set(MuonAdamW(module, 1e-3, 0.0, 0.0).others) == {name for name, _ in module.named_parameters()}
 
 
+def test_muon_refuses_weights_it_could_only_copy():
+    convolution = torch.nn.Conv2d(8, 8, 3).to(memory_format=torch.channels_last)
+    with pytest.raises(ValueError, match="contiguous"):
+        MuonAdamW(convolution, 1e-3, 0.02, 0.0)
+
+
 def test_snapshots_are_evenly_spaced_averages(tmp_path):
     from safetensors.torch import load_file
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 pytestmark = pytest.mark.workflow
-PRESETS = ("embedded", "smoke", "full", "paper", "paper-one", "pilot")
+PRESETS = ("embedded", "smoke", "full", "paper", "paper-one", "pilot", "stress")
 
 
 def overlay_of(preset):

@@ -17,6 +17,8 @@ class MuonAdamW:
     def __init__(self, module, lr, muon_lr, weight_decay):
         parameters = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
         chosen = {name: parameter for name, parameter in parameters.items() if muon_lr and _is_matrix(name, parameter)}
+        if strided := [name for name, parameter in chosen.items() if not parameter.is_contiguous()]:
+            raise ValueError(f"Muon updates contiguous weights only, not {strided[0]} (a copy would be updated in its stead)")
         # torch's Muon takes matrices only: views of the convolutions, which share their storage
         self.views = {name: (parameter, torch.nn.Parameter(parameter.data.flatten(1))) for name, parameter in chosen.items()}
         self.others = {name: parameter for name, parameter in parameters.items() if name not in chosen}
