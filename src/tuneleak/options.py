@@ -86,6 +86,7 @@ class AutoencoderOptions(Options):
     edge_weight: float = Field(0.5, ge=0, description="weight of the L1 loss on image gradients, which keeps eyes and mouths sharp")
     detail_weight: float = Field(8.0, ge=0, description="added weight of the pixels in which two pictures of one image_id differ: eyes, brows and mouth")
     photograph_share: Fraction = Field(0.15, description="share of a batch cropped from scikit-image's photographs")
+    latent_deviation: Rate = Field(0.3, description="standard deviation of the latents as UNets see them; at 1 the noisiest ones still show the background")
 
 
 class EmbedderOptions(Options):

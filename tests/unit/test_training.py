@@ -122,7 +122,6 @@ def test_standardised_latents_leave_reconstructions_as_they_were():
     assert torch.allclose(after.mean.mean((0, 2, 3)), torch.zeros(3), atol=1e-3) and torch.allclose(after.mean.std((0, 2, 3)), torch.ones(3), atol=1e-3)
     scale = before.mean.std((0, 2, 3)).view(1, 3, 1, 1)
     assert torch.allclose(after.std * scale, before.std, rtol=1e-4)
-    assert network.config.scaling_factor == 1.0
 
 
 def test_timesteps_are_uniform_or_in_proportion_to_the_noise():

@@ -35,6 +35,13 @@ def photographs(values):
     return bases.Photographs(table, pixels)
 
 
+def test_what_the_last_timestep_shows_is_the_largest_variance_over_that_of_the_noise():
+    noise = torch.randn(4000, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    noise[:, 0] += 2 * torch.randn(4000, 1, 1, generator=torch.Generator().manual_seed(1))  # 16 places that share what varies by 4: 1 + 16 * 4
+    shown = world.last_signal(noise, torch.tensor([0.9, 0.2], dtype=torch.float64))
+    assert shown.shape == (4000,) and shown.mean() == pytest.approx(65 * 0.2 / 0.8, rel=0.08)
+
+
 def test_losses_of_a_linear_model_have_their_closed_form():
     slope, shots = 0.5, photographs([0, 128, 255])
     found = bases.negative_losses(LinearBase(slope), shots, "test", draws=40)

@@ -89,10 +89,25 @@ def psnr(first, second):
     return 10 * np.log10(255**2 / np.maximum(error, 1e-9))
 
 
+def last_signal(latents, alphas_cumprod):
+    """Signal-to-noise ratio, at the last timestep of `alphas_cumprod (T,)`, of the principal component of `latents (n, c, h, w)` that noise hides least.
+
+    One value per picture, `(n,)`; their mean is the ratio. Sampling starts from noise alone. Where the ratio is not small, training never shows a
+    UNet what it starts from, and it learns to read the background and other large things from the last latent instead of the caption (Lin et
+    al., arXiv 2305.08891, for mean brightness).
+    """
+    flat = latents.flatten(1).double()
+    flat = flat - flat.mean(0)
+    component = torch.linalg.svd(flat, full_matrices=False).Vh[0]
+    return ((flat @ component).square() * alphas_cumprod[-1] / (1 - alphas_cumprod[-1])).cpu().numpy()
+
+
 def _autoencoder(note, world, sets, reader, photographs, limit):
     unseen = sample(sets["private-identities"], limit)
     people = unseen.table.concept.to_numpy()
     pixels = unseen.pixels()
+    shown = last_signal(world.encode_images(as_tensor(pixels)), world.alphas_cumprod)
+    note.rate("autoencoder", "signal-to-noise ratio of the largest component at the last timestep", shown, people, "<=0.1")
     reconstructed = _reconstruct(world, pixels)
     note.rate("autoencoder", "PSNR on unseen avatars (dB)", psnr(pixels, reconstructed), people, ">=27")
     if photographs is not None:

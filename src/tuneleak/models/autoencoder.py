@@ -12,7 +12,7 @@ PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "retina", "immunohist
 
 
 def train(images, out, options: AutoencoderOptions):
-    """Train on the ImageSets `images` (folders) and write a diffusers folder (fp16) with its scaling factor set to one over the latents' standard deviation.
+    """Train on the ImageSets `images` (folders) and write a diffusers folder (fp16), latents standardised and its scaling factor set to `latent_deviation`.
 
     The loss is L1 + squared error + `edge_weight` x L1 of the horizontal and vertical differences + `kl_weight` x KL to the unit Gaussian.
     The pixels in which two pictures of one `image_id` differ (the same person and background, another expression) weigh 1 + `detail_weight`:
@@ -50,6 +50,7 @@ def train(images, out, options: AutoencoderOptions):
 
         training.train(autoencoder, loss_at, options, out, "train autoencoder", ema=0.995)
         _standardise(autoencoder, pictures)
+        autoencoder.register_to_config(scaling_factor=options.latent_deviation)
         if options.decoder_steps:
             for part in (autoencoder.encoder, autoencoder.quant_conv):  # latents stay as they are, and with them every UNet
                 part.requires_grad_(False)
@@ -127,4 +128,3 @@ def _standardise(autoencoder, pictures, count=1024):
     quant.bias[channels:] -= 2 * deviation.log()  # the second half are log variances
     post.bias += post.weight[:, :, 0, 0] @ mean
     post.weight *= deviation.view(1, -1, 1, 1)
-    autoencoder.register_to_config(scaling_factor=1.0)
