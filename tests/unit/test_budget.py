@@ -56,6 +56,37 @@ def test_what_the_attacker_knows_costs_what_its_arithmetic_says():
     assert sum(row["training"] + row["sampling"] for row in rows.values()) < 50_000, "about three minutes on two cores, with what starting jobs costs"
 
 
+CALLS_PER_HOUR = 1.9e6  # of one sample, on two cores, at half width
+
+
+def hours(preset):
+    """{system: hours on two cores by counted calls} of a preset (None: the default)."""
+    study = budget.load(ROOT / "config.yaml", preset and ROOT / f"workflow/presets/{preset}.yaml")
+    private = list(budget.private_rows(study.dp_ldm))
+    main = [row for row in budget.rows(study) if row not in private]
+    systems = {
+        "finextract": [*main, *budget.ablation_rows(study), *budget.attacker_rows(study)],
+        "shake-to-leak": list(budget.shake_rows(study)),
+        "lora-weights": list(budget.weights_rows(study)),
+        "dp-ldm": private,
+    }
+    return {name: sum(row["training"] + row["sampling"] for row in found) / CALLS_PER_HOUR for name, found in systems.items()}
+
+
+@pytest.mark.parametrize(
+    ("preset", "bars"),
+    [
+        (None, {"finextract": 0.6, "shake-to-leak": 0.2, "lora-weights": 0.25, "dp-ldm": 0.2}),
+        ("full", {"finextract": 4, "shake-to-leak": 4, "lora-weights": 4, "dp-ldm": 5}),
+    ],
+)
+def test_every_system_stays_within_its_hours(preset, bars):
+    found = hours(preset)
+    assert found.keys() == bars.keys()
+    for system, limit in bars.items():
+        assert 0 < found[system] <= limit, f"{system} of preset {preset or 'embedded'}: {found[system]:.2f} h by counted calls, {limit} h are allowed"
+
+
 @pytest.mark.parametrize("preset", ["smoke", "full", "paper"])
 def test_every_preset_has_a_budget(preset, capsys):
     budget.budget(ROOT / "config.yaml", ROOT / f"workflow/presets/{preset}.yaml")

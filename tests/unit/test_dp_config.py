@@ -44,6 +44,7 @@ def test_a_recipe_may_be_for_one_world_only():
         ({"recipes": [SHIPPED["dp_ldm"]["recipes"][0], SHIPPED["dp_ldm"]["recipes"][0] | {"name": "again"}]}, "two recipes train the same weights"),
         ({"recipes": [SHIPPED["dp_ldm"]["recipes"][0] | {"worlds": ["nowhere"]}]}, "'nowhere' is not in dp_ldm.worlds"),
         ({"mean_features": [SHIPPED["dp_ldm"]["mean_features"][0], SHIPPED["dp_ldm"]["mean_features"][0] | {"name": "again"}]}, "two entries in world"),
+        ({"recipes": [SHIPPED["dp_ldm"]["recipes"][0] | {"budgets": ["5"]}]}, "which is none of"),
         ({"perceptual": SHIPPED["dp_ldm"]["embedder"]}, "another than the one behind"),
         ({"worlds": [SHIPPED["dp_ldm"]["worlds"][0] | {"images": "nothing"}]}, "one of them is not listed"),
     ],
@@ -53,17 +54,10 @@ def test_what_does_not_fit_together_is_refused(changes, says):
         study(**changes)
 
 
-def test_the_presets_stay_within_their_budgets():
-    """1.9 million UNet calls an hour on two cores: at most 12 minutes more for the default, 5 hours for full."""
-    calls = {}
-    for preset in (None, "full"):
-        loaded = budget.load(ROOT / "config.yaml", preset and ROOT / f"workflow/presets/{preset}.yaml")
-        rows = list(budget.private_rows(loaded.dp_ldm))
-        for row in rows:
-            extra = row["world"] == "few" or row["method"] in ("dp dp-mepf", "dp dpagg-ti")
-            calls[preset, extra] = calls.get((preset, extra), 0) + row["training"] + row["sampling"]
-    assert sum(value for (preset, _), value in calls.items() if preset is None) <= 1.9e6 * 12 / 60
-    assert calls["full", False] <= 1.9e6 * 5 and 0 < calls["full", True] <= 1.9e6 * 1.5  # what DP-LDM is compared with costs extra
+def test_a_method_runs_at_its_own_budgets():
+    first = SHIPPED["dp_ldm"]["recipes"][0]
+    found = study(epsilons=[1, 10], noiseless=True, recipes=[first | {"budgets": ["10", "inf"]}], mean_features=[]).cells()
+    assert [(recipe.name, epsilon) for _, recipe, epsilon in found] == [("attention", "10"), ("attention", "inf")]
 
 
 def test_public_classes_are_those_that_the_population_draws():

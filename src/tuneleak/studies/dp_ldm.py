@@ -31,6 +31,7 @@ class DpRecipe(Options):
 
     name: str = Field(description="name of the method: attention, all, lora, ...")
     worlds: list[str] = Field([], description="worlds it runs in (empty: all)")
+    budgets: list[str] = Field([], description="budgets it runs at, of `epsilons` and `inf` (empty: all)")
     options: PrivateFinetuneOptions = Field(description="the knobs; prompts and epsilon are filled in")
 
 
@@ -39,6 +40,7 @@ class MeanFeaturesRecipe(Options):
 
     name: str = Field(description="name of the method")
     worlds: list[str] = Field([], description="worlds it runs in (empty: all)")
+    budgets: list[str] = Field([], description="budgets it runs at, of `epsilons` and `inf` (empty: all)")
     options: MeanFeaturesOptions = Field(MeanFeaturesOptions(), description="the knobs; prompts and epsilon are filled in")
 
 
@@ -47,6 +49,7 @@ class AggregateRecipe(Options):
 
     name: str = Field(description="name of the method")
     worlds: list[str] = Field([], description="worlds it runs in (empty: all)")
+    budgets: list[str] = Field([], description="budgets it runs at, of `epsilons` and `inf` (empty: all)")
     options: AggregateOptions = Field(AggregateOptions(), description="the knobs; prompts and epsilon are filled in")
 
 
@@ -79,7 +82,8 @@ class DpLdm(Options):
         """(world, recipe, epsilon name) of every training: budgets ascending, `inf` last."""
         names = [f"{epsilon:g}" for epsilon in sorted(self.epsilons)] + (["inf"] if self.noiseless else [])
         every = [*self.recipes, *self.mean_features, *self.aggregates]
-        return [(world, recipe, name) for world in self.worlds for recipe in every if world.name in (recipe.worlds or [world.name]) for name in names]
+        placed = [(world, recipe) for world in self.worlds for recipe in every if world.name in (recipe.worlds or [world.name])]
+        return [(world, recipe, name) for world, recipe in placed for name in names if name in (recipe.budgets or names)]
 
     def training(self, world, recipe, epsilon):
         """The options of one cell; the budget and the public grammar are filled in."""
@@ -99,6 +103,11 @@ class DpLdm(Options):
         for name in [name for recipe in every for name in recipe.worlds] + [audit.world for audit in self.audits]:
             if name not in worlds:
                 raise ValueError(f"dp_ldm: {name!r} is not in dp_ldm.worlds")
+        known = [*(f"{epsilon:g}" for epsilon in self.epsilons), *(["inf"] if self.noiseless else [])]
+        for recipe in every:
+            for name in recipe.budgets:
+                if name not in known:
+                    raise ValueError(f"dp_ldm: {recipe.name!r} has the budget {name!r}, which is none of {known}")
         for world in worlds:
             sets = [(item.options.trainable, *item.options.blocks) for item in self.recipes if world in (item.worlds or [world])]
             if len(set(sets)) < len(sets):
