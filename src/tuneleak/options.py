@@ -113,15 +113,18 @@ class BaseOptions(Options):
     """Training of one embedded base model's UNet."""
 
     name: str = Field("H1", description="name of the base")
+    kind: Literal["latent", "pixel"] = Field(
+        "latent", description="latent: a small Stable Diffusion, told by captions; pixel: a DDPM of pixels, told by classes (the names in captions)"
+    )
     fold: Literal["P", "Q", "half-2", "half-3"] = Field("P", description="which half of each named person's photographs it trains on")
     seed: int = Field(0, description="seed of initialisation, order, timesteps and noise")
     block_out_channels: list[Positive] = Field([32, 64], description="widths of the UNet")
     norm_num_groups: Positive = Field(16, description="groups of the UNet's normalisation; must divide every width")
     steps: Positive = Field(12000, description="optimiser steps")
-    batch: Positive = Field(32, description="latents per step")
+    batch: Positive = Field(32, description="pictures per step")
     lr: Rate = Field(1e-3, description="peak learning rate of AdamW (warm-up, then cosine to zero)")
     muon_lr: float = Field(0.02, ge=0, description="peak learning rate of Muon for matrices and convolutions, same schedule; 0: AdamW for all")
-    caption_dropout: Fraction = Field(0.1, description="share of captions replaced by the empty one")
+    caption_dropout: Fraction = Field(0.1, description="share of captions replaced by the empty one, of classes by that of no name")
     high_noise_share: Fraction = Field(0.5, description="share of timesteps drawn in proportion to t, where captions decide most; the others are uniform")
     ema: Fraction = Field(0.999, description="decay of the exponential moving average that is shipped")
     snapshots: Count = Field(8, description="evenly spaced snapshots of the weights, for the training curve (not shipped)")

@@ -10,6 +10,7 @@ processor time per model and step, which other work on the machine disturbs leas
 
 import argparse
 import time
+from functools import partial
 from types import SimpleNamespace
 
 import torch
@@ -27,6 +28,11 @@ def draw(n, generator):
     return objective.Batch(latents, noise, torch.randint(1000, (n,), generator=generator), context, torch.full((n,), 1 / n))
 
 
+def answer(unet, x, t, context):
+    """What the UNet says under a context."""
+    return unet(x, t, encoder_hidden_states=context, return_dict=False)[0]
+
+
 def one_at_a_time(unet, abar, models, steps, recipe):
     """Processor seconds of `models` fine-tunes with peft."""
     seconds = 0.0
@@ -37,7 +43,7 @@ def one_at_a_time(unet, abar, models, steps, recipe):
         optimizer = torch.optim.AdamW([trainee.parameters.vector], lr=recipe.lr, fused=True)
         start = time.process_time()
         for _ in range(steps):
-            objective.training_step(unet, [trainee.parameters.vector], optimizer, draw(recipe.batch, generator), abar)
+            objective.training_step(partial(answer, unet), [trainee.parameters.vector], optimizer, draw(recipe.batch, generator), abar)
         seconds += time.process_time() - start
         weights.detach_lora(unet)
     return seconds
@@ -54,7 +60,7 @@ def side_by_side(unet, abar, models, steps, recipe):
         start = time.process_time()
         for _ in range(steps):
             batch = many.stack([draw(recipe.batch, generator) for generator in generators], torch.float32)
-            many.step(unet, flat, optimizer, batch, models, abar, "epsilon", recipe.max_grad_norm)
+            many.step(partial(answer, unet), flat, optimizer, batch, models, abar, "epsilon", recipe.max_grad_norm)
         return time.process_time() - start
 
 

@@ -16,7 +16,7 @@ RESOURCES = Path(__file__).resolve().parents[2] / "resources"
 @pytest.fixture(scope="module")
 def pipeline_folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("bases") / "H1"
-    assemble(RESOURCES / "autoencoder", RESOURCES / "text-encoder", RESOURCES / "bases/H1", out)
+    assemble(RESOURCES / "bases/H1", out, RESOURCES / "autoencoder", RESOURCES / "text-encoder")
     return out
 
 
@@ -49,7 +49,7 @@ def test_cards_name_every_shipped_part():
 
 def test_parts_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(InputError, match="is missing"):
-        assemble(RESOURCES / "autoencoder", RESOURCES / "text-encoder", tmp_path / "nothing", tmp_path / "out")
+        assemble(tmp_path / "nothing", tmp_path / "out", RESOURCES / "autoencoder", RESOURCES / "text-encoder")
 
 
 def test_promote_copies_only_what_may_be_shipped(tmp_path):

@@ -54,7 +54,7 @@ def test_the_error_of_a_known_network_is_its_closed_form(prediction_type):
     latents, noise, timesteps, abar = problem()
     batch = objective.Batch(latents, noise, timesteps, torch.zeros(5, 1, 1), torch.full((5,), 0.2))
     target = objective.training_target(latents, noise, timesteps, abar, prediction_type)
-    errors = objective.denoising_errors(lambda x, t, **_: (target + 0.5 * (1 + t.view(-1, 1, 1, 1)),), batch, abar, prediction_type)
+    errors = objective.denoising_errors(lambda x, t, _: target + 0.5 * (1 + t.view(-1, 1, 1, 1)), batch, abar, prediction_type)
     assert torch.allclose(errors, 0.25 * (1 + timesteps).float() ** 2)
 
 

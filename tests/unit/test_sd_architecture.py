@@ -47,7 +47,7 @@ def test_one_lora_step_moves_the_adapters_and_nothing_else():
     context, timesteps = torch.randn(1, 77, 768, generator=generator), torch.tensor([500])
     abar = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0)
     batch = objective.Batch(latents, noise, timesteps, context, torch.ones(1))
-    loss = objective.training_step(unet, [flat.vector], optimizer, batch, abar)
+    loss = objective.training_step(lambda *asked: unet(*asked, return_dict=False)[0], [flat.vector], optimizer, batch, abar)
     moved = (flat.vector.detach() - before).abs()
     assert torch.isfinite(loss) and torch.equal(unet.conv_in.weight, frozen)
     # AdamW's first step is lr in every weight with a gradient: B has one, A only once B is no longer zero

@@ -92,8 +92,8 @@ def test_an_adversarial_step_raises_the_loss_by_its_gradient():
     latents, noise = torch.randn(2, 3, 2, 4, 4, generator=torch.Generator().manual_seed(0)).unbind()
     batch = objective.Batch(latents, noise, torch.zeros(3, dtype=torch.long), torch.zeros(3, 1, 1), torch.full((3,), 1 / 3))
 
-    def network(x, t, **_):
-        return (x,)
+    def network(x, t, context):
+        return x
 
     moved = objective.moved_against(network, batch, 0.25, abar)
     size = 0.25 * float(latents.square().mean().sqrt())

@@ -102,7 +102,7 @@ def invert(base, captions, latents, labels, keys, options):
         contexts = captions.contexts(labels, learned).repeat_interleave(options.draws, 0)
         noise, timesteps = torch.cat(noises).to(base.device), torch.cat(timesteps).to(base.device)
         batch = Batch(latents.repeat_interleave(options.draws, 0), noise, timesteps, contexts, torch.ones(1))
-        errors = denoising_errors(base.unet, batch, base.alphas_cumprod, base.prediction_type)
+        errors = denoising_errors(base.output, batch, base.alphas_cumprod, base.prediction_type)
         optimizer.zero_grad()
         (errors.sum() / options.draws).backward()  # a sum over pictures: each one's gradient is its own
         optimizer.step()

@@ -38,6 +38,7 @@ def finetune(base, images, world, split, out, options, start=0, stop=None, devic
         # whole weights are trained from what is on disk, not from its bfloat16 rounding
         loaded = load_base(base, device, "float32" if methods.trains_whole_weights(options.method) else dtype)
         loaded.check_trainable()
+        methods.check(loaded, options)
         jobs = under_drawn_captions(jobs, loaded.tokenizer, options) if options.caption_words else jobs
         before = _before(models, jobs)
         checkpoints = out / ".checkpoints" / _job_digest(loaded, jobs, options, dtype, before)
@@ -167,7 +168,7 @@ def _train_one(base, row, pictures, prior, before, options, autocast, out, check
             now = views.caption_of_step(step, len(told), options, key)
             batch = data.batch(step, encode()[[now, *range(len(told), len(captions))]])
             schedule = base.alphas_cumprod, base.prediction_type
-            losses[step] = training_step(base.unet, [vector], optimizer, batch, *schedule, options.max_grad_norm, autocast, options.adversarial_radius)
+            losses[step] = training_step(base.output, [vector], optimizer, batch, *schedule, options.max_grad_norm, autocast, options.adversarial_radius)
             bar.update()
             if step + 1 in kept:
                 with files.atomic_folder(out / f"{name}-step{step + 1:06d}") as folder:

@@ -39,6 +39,7 @@ def collect(base, images, world, out, options, split="", start=0, stop=None, dev
         (out / "manifest.csv").unlink(missing_ok=True)  # a manifest says that the set is complete
         loaded = load_base(base, device, dtype)
         loaded.check_trainable()
+        loaded.check_words()
         partial = out / f".partial-{_digest(loaded, jobs, options, dtype)}"
         partial.mkdir(parents=True, exist_ok=True)
         groups, rows, parts = _groups(jobs, options.models_at_once), [], []
@@ -117,7 +118,7 @@ def train_group(base, group, options, bar=None):
             kept.append(flat.detach().cpu().clone())
         for number in range(steps):
             batch = stack([source.batch(number, contexts[i : i + 1]) for i, source in enumerate(sources)], exact)
-            step(base.unet, flat, optimizer, batch, len(group), base.alphas_cumprod, base.prediction_type, recipe.max_grad_norm)
+            step(base.output, flat, optimizer, batch, len(group), base.alphas_cumprod, base.prediction_type, recipe.max_grad_norm)
             if number + 1 in wanted:
                 kept.append(flat.detach().cpu().clone())
             if bar is not None:
@@ -156,9 +157,9 @@ def _leaf(flat, start, stop, shape):
     return leaf
 
 
-def step(unet, flat, optimizer, batch, models, alphas_cumprod, prediction_type, max_grad_norm):
-    """One optimiser step of all models at once; `batch` holds equally many samples of each, model after model."""
-    errors = denoising_errors(unet, batch, alphas_cumprod, prediction_type)
+def step(model, flat, optimizer, batch, models, alphas_cumprod, prediction_type, max_grad_norm):
+    """One optimiser step of all models at once; `batch` holds equally many samples of each, model after model. model: see `denoising_errors`."""
+    errors = denoising_errors(model, batch, alphas_cumprod, prediction_type)
     errors.view(models, -1).mean(1).sum().backward()  # a sum over models: none of them sees another one's loss
     clip_each(flat.grad, max_grad_norm)
     optimizer.step()

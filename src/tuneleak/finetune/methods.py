@@ -111,6 +111,18 @@ class Trainee:
             part.fill(folder)
 
 
+def check(base, options):
+    """Raises `InputError` for options that need words, on a base without a text encoder."""
+    if base.text_encoder is not None:
+        return
+    wordy = {"text_encoder", "words", "context"} & PARTS[options.method].keys()
+    keys = [f"method {options.method}"] if wordy else []
+    keys += [key for key in ("train_text_encoder", "caption_words", "caption_randomisation") if getattr(options, key)]
+    if keys:
+        told = f"{base.folder} has no text encoder, so {keys[0]} cannot be used"
+        raise InputError(f"{told}; use dreambooth, dreambooth-prior or an adapter of the UNet (lora, dora, loha, lokr, oft)")
+
+
 def prepare(base, options, generator, caption=""):
     """Set up `options.method` in `base`; the CPU `generator` draws the initial weights of adapters. caption: the training caption (textual inversion).
 
@@ -156,7 +168,7 @@ def add_lora(network, rank, alpha, target_modules, generator):
 
     network.requires_grad_(False)
     try:
-        network.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=list(target_modules)))
+        adapters.inject(network, LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=list(target_modules)), "default")
     except ValueError as error:
         raise InputError(f"target_modules {target_modules} do not fit this network: {error}") from None
     for name, parameter in network.named_parameters():
@@ -187,7 +199,7 @@ def add_adapter(network, kind, options, target_modules, generator):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            network.add_adapter(kinds[kind]())
+            adapters.inject(network, kinds[kind](), "default")
         except ValueError as error:
             raise InputError(f"{kind} of rank {options.rank} on target_modules {target_modules} does not fit this network: {error}") from None
     for parameter in adapters.parameters(network, "default").values():

@@ -37,36 +37,41 @@ def training_target(latents, noise, timesteps, alphas_cumprod, prediction_type):
     raise ValueError(f"prediction_type {prediction_type!r} is neither epsilon nor v_prediction")
 
 
-def denoising_errors(unet, batch, alphas_cumprod, prediction_type="epsilon", autocast=False):
-    """Mean squared error of each sample, `(n,)` float32 (float64 if the network is); `autocast`: run the network in bfloat16 (the loss never is)."""
+def denoising_errors(model, batch, alphas_cumprod, prediction_type="epsilon", autocast=False):
+    """Mean squared error of each sample, `(n,)` float32 (float64 if the network is); `autocast`: run the network in bfloat16 (the loss never is).
+
+    model: `(x_t (n, C, h, w), t (n,), context (n, L, d)) -> what it predicts (n, C, h, w)`, such as `Base.output`; how a network is told its context is
+    the architecture's business.
+    """
     x_t = add_noise(batch.latents, batch.noise, batch.timesteps, alphas_cumprod)
     with torch.autocast(x_t.device.type, dtype=torch.bfloat16) if autocast else contextlib.nullcontext():
-        output = unet(x_t, batch.timesteps, encoder_hidden_states=batch.context, return_dict=False)[0]
+        output = model(x_t, batch.timesteps, batch.context)
     target = training_target(batch.latents, batch.noise, batch.timesteps, alphas_cumprod, prediction_type)
     full = torch.promote_types(output.dtype, torch.float32)
     return (output.to(full) - target).square().flatten(1).mean(1)
 
 
-def moved_against(unet, batch, radius, alphas_cumprod, prediction_type="epsilon", autocast=False):
+def moved_against(model, batch, radius, alphas_cumprod, prediction_type="epsilon", autocast=False):
     """The batch with its latents moved by `radius` times their root mean square in the direction that raises the loss, sign by sign.
 
     One step of the inner maximisation of adversarial training (Goodfellow et al. 2015; Madry et al. 2018): the model is then fitted to pictures that are not
     quite the private ones.
     """
     latents = batch.latents.detach().clone().requires_grad_(True)
-    loss = (denoising_errors(unet, replace(batch, latents=latents), alphas_cumprod, prediction_type, autocast) * batch.weights).sum()
+    loss = (denoising_errors(model, replace(batch, latents=latents), alphas_cumprod, prediction_type, autocast) * batch.weights).sum()
     (gradient,) = torch.autograd.grad(loss, latents)
     return replace(batch, latents=(latents + radius * latents.square().mean().sqrt() * gradient.sign()).detach())
 
 
-def training_step(unet, parameters, optimizer, batch, alphas_cumprod, prediction_type="epsilon", max_grad_norm=1.0, autocast=False, radius=0.0):
+def training_step(model, parameters, optimizer, batch, alphas_cumprod, prediction_type="epsilon", max_grad_norm=1.0, autocast=False, radius=0.0):
     """One step: loss, backward, clip of the global gradient norm, optimiser. Returns the loss (detached, on the device).
 
-    `parameters` are what the optimiser holds; gradients are zeroed in place, so that they may be views of one buffer. radius: see `moved_against`.
+    model: see `denoising_errors`. `parameters` are what the optimiser holds; gradients are zeroed in place, so that they may be views of one buffer.
+    radius: see `moved_against`.
     """
     if radius:
-        batch = moved_against(unet, batch, radius, alphas_cumprod, prediction_type, autocast)
-    loss = (denoising_errors(unet, batch, alphas_cumprod, prediction_type, autocast) * batch.weights).sum()
+        batch = moved_against(model, batch, radius, alphas_cumprod, prediction_type, autocast)
+    loss = (denoising_errors(model, batch, alphas_cumprod, prediction_type, autocast) * batch.weights).sum()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
     optimizer.step()

@@ -38,6 +38,7 @@ def finetune_private(base, images, world, out, options, device="auto"):
         (out / "manifest.csv").unlink(missing_ok=True)
         loaded = load_base(base, device, "float32")
         loaded.check_trainable()
+        loaded.check_words()
         data = private_data.PrivateRecords(loaded, pictures, options)
         sigma = 0.0 if options.privacy.noiseless else _noise(options.privacy)
         folder = out / ".checkpoints" / _digest(loaded, pictures, options)

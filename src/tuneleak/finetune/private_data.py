@@ -65,10 +65,7 @@ class Records:
         batch = Batch(self.latents[rows], noise.to(self.latents.device), timesteps.to(self.latents.device), self.conditions[rows], torch.ones(1))
 
         def errors(network):
-            def unet(x_t, t, encoder_hidden_states, return_dict):
-                return (network(x_t, t, encoder_hidden_states),)
-
-            return denoising_errors(unet, batch, self.base.alphas_cumprod, self.base.prediction_type)
+            return denoising_errors(network, batch, self.base.alphas_cumprod, self.base.prediction_type)
 
         return errors
 

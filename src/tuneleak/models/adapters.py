@@ -127,13 +127,35 @@ def attach(networks, stack):
                 kinds[name] = adapter.kind
                 _inject(networks[part], adapter, name, stacked)
         for part, kinds in touched.items():
-            networks[part].set_adapter(list(kinds))
+            _activate(networks[part], list(kinds))
             networks[part].requires_grad_(False)
     except Exception:
         for part in touched:
             weights.detach_lora(networks[part])
         raise
     return tuple(networks[part] for part in touched)
+
+
+def inject(network, config, name):
+    """Put an adapter of peft into `network` and make it the active one; also where its class knows nothing of adapters (UNet2DModel)."""
+    if hasattr(network, "add_adapter"):
+        network.add_adapter(config, name)
+        return
+    from peft import inject_adapter_in_model
+
+    inject_adapter_in_model(config, network, name)
+    _activate(network, name)
+
+
+def _activate(network, names):
+    if hasattr(network, "set_adapter"):
+        network.set_adapter(names)
+        return
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for layer in network.modules():
+        if isinstance(layer, BaseTunerLayer):
+            layer.set_adapter(names)
 
 
 def write(folder, networks):
@@ -169,7 +191,7 @@ def _holds_adapter(folder, networks):
 
 def _inject(network, adapter, name, stacked):
     try:
-        network.add_adapter(adapter.config(stacked.scale), name)
+        inject(network, adapter.config(stacked.scale), name)
     except (ValueError, TypeError, RuntimeError) as error:
         raise InputError(f"{stacked.source}: this adapter does not fit the base model: {error}") from None
     own = parameters(network, name)

@@ -5,6 +5,7 @@ one tensor `(n, L, d)` whatever it holds, so that attacks stack and expand it wi
 is the last row, padded with zeros. What the network predicts is the business of `tuneleak.models.parameterisation`.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,6 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from tuneleak.errors import InputError
+from tuneleak.models.classes import Classes
 from tuneleak.models.pipeline import TEXT_ENCODER_FILE, UNET_FILE, Base
 
 _CLIP = ("transformers", "CLIPTextModel", TEXT_ENCODER_FILE)
@@ -102,14 +104,26 @@ class StableDiffusion3(Base):
 
 @dataclass
 class PixelDiffusion(Base):
-    """An unconditional denoiser of pixels (DDPM): no text and no autoencoder. Every context is the same zero, so only guidance between models is left."""
+    """A denoiser of pixels (DDPM): no text and no autoencoder.
+
+    A class-conditional one takes captions as its `classes.json` says; its context is the class as one row of zeros and a one, which is exact in every
+    precision. For an unconditional one every context is the same zero, so only guidance between models is left.
+    """
 
     PARTS: ClassVar = {"unet": ("diffusers", "UNet2DModel", UNET_FILE)}
     TUNED = ("unet",)
-    trains = False
+
+    @functools.cached_property
+    def classes(self):
+        """What captions mean to a class-conditional model; None for an unconditional one."""
+        count = self.unet.config.num_class_embeds
+        return Classes.read(self.folder, count) if count else None
 
     def _encode(self, texts, networks):
-        return torch.zeros(len(texts), 1, 1, device=self.device)
+        if self.classes is None:
+            return torch.zeros(len(texts), 1, 1, device=self.device)
+        ids = torch.tensor([self.classes.id_of(text) for text in texts], device=self.device)
+        return F.one_hot(ids, self.unet.config.num_class_embeds).float()[:, None]
 
     @property
     def image_size(self):
@@ -122,13 +136,16 @@ class PixelDiffusion(Base):
         return latents.float()
 
     def call(self, network, x, t, context):
-        output = network(x, t, return_dict=False)[0]
+        labels = None if self.classes is None else context[:, 0].argmax(-1)
+        output = network(x, t, labels, return_dict=False)[0]
         return output[:, : x.shape[1]]  # a network that also learned variances gives them behind the noise
 
     def check(self):
         super().check()
-        if self.unet.config.class_embed_type or self.unet.config.num_class_embeds:
-            raise InputError(f"{self.folder}: a class-conditional UNet2DModel is not supported; unconditional ones are")
+        if self.unet.config.class_embed_type:
+            told = f"class_embed_type {self.unet.config.class_embed_type!r}"
+            raise InputError(f"{self.folder}: a class-conditional UNet2DModel with {told} is not supported; one with num_class_embeds alone is")
+        _ = self.classes  # read now, so that a missing table is told before anything starts
 
 
 ARCHITECTURES = (StableDiffusionXL, StableDiffusion3, PixelDiffusion)

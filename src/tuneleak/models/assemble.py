@@ -5,15 +5,25 @@ from pathlib import Path
 
 from tuneleak import files
 from tuneleak.errors import InputError
+from tuneleak.models import train_pixel_base
+from tuneleak.models.classes import CLASSES_FILE, Classes
 from tuneleak.models.train_base import SCHEDULER, check_parts
 
 
-def assemble(autoencoder, text_encoder, unet, out):
-    """Write a folder that `StableDiffusionPipeline.from_pretrained` opens unchanged: unet, vae, text_encoder, tokenizer, scheduler."""
+def assemble(unet, out, autoencoder=None, text_encoder=None):
+    """Write a folder that `StableDiffusionPipeline.from_pretrained` opens unchanged: unet, vae, text_encoder, tokenizer, scheduler.
+
+    A UNet of pixels needs no other parts (they are not looked at) and becomes the folder of a `DDPMPipeline`, with `classes.json`.
+    """
     import torch
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextModel
 
+    if (Path(unet) / "config.json").is_file() and files.read_object(Path(unet) / "config.json").get("_class_name") == "UNet2DModel":
+        _assemble_pixel(Path(unet), Path(out))
+        return
+    if autoencoder is None or text_encoder is None:
+        raise InputError("a base that works on latents is assembled with --autoencoder and --text-encoder")
     for folder in (autoencoder, unet, Path(text_encoder) / "text_encoder", Path(text_encoder) / "tokenizer"):
         if not Path(folder).is_dir():
             raise InputError(f"{folder} is missing; the shipped parts lie under resources/, `snakemake resources` rebuilds them")
@@ -45,6 +55,23 @@ def assemble(autoencoder, text_encoder, unet, out):
         "vae": ["diffusers", "AutoencoderKL"],
     }
     files.write_meta(out / "model_index.json", None, autoencoder=str(autoencoder), text_encoder=str(text_encoder), unet=str(unet))
+    files.write_json(out / "model_index.json", index)
+
+
+def _assemble_pixel(unet, out):
+    import torch
+    from diffusers import DDPMScheduler, UNet2DModel
+
+    files.check_digests(unet)
+    network = UNet2DModel.from_pretrained(unet, torch_dtype=torch.float32, use_safetensors=True)
+    Classes.read(unet, network.config.num_class_embeds)
+    network.save_pretrained(out / "unet", safe_serialization=True)
+    DDPMScheduler(**train_pixel_base.SCHEDULER).save_pretrained(out / "scheduler")
+    for name in (CLASSES_FILE, "members.csv"):
+        if (unet / name).is_file():
+            shutil.copyfile(unet / name, out / name)
+    files.write_meta(out / "model_index.json", None, unet=str(unet))
+    index = {"_class_name": "DDPMPipeline", "scheduler": ["diffusers", "DDPMScheduler"], "unet": ["diffusers", "UNet2DModel"]}
     files.write_json(out / "model_index.json", index)
 
 

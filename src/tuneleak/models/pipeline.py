@@ -136,6 +136,10 @@ class Base:
         """The network's own answer `(n, C, h, w)` in its own coordinates: x `(n, C, h, w)` and context of its precision, t `(n,)`."""
         return network(x, t, encoder_hidden_states=context, return_dict=False)[0]
 
+    def output(self, x, t, context):
+        """`call` of the base's own denoiser, with whatever sits in it: what is differentiated when something is trained."""
+        return self.call(self.unet, x, t, context)
+
     @torch.inference_mode()
     def noise_pred(self, x_t, t, context):
         """epsilon of the base itself, also while a LoRA sits in its UNet; arguments as `predict_noise`."""
@@ -158,6 +162,11 @@ class Base:
         """Raises `InputError` for an architecture that can be attacked but not fine-tuned here."""
         if not self.trains:
             raise InputError(f"{self.folder} is a {type(self).__name__}, which can be attacked but not fine-tuned here; train it with its own tools")
+
+    def check_words(self):
+        """Raises `InputError` for a base without a text encoder, where something works through words."""
+        if self.text_encoder is None:
+            raise InputError(f"{self.folder} is a {type(self).__name__} without a text encoder, which this needs; give a base that has one")
 
     def _without_adapter(self):
         return self.tuned.enabled(False) if self.tuned else contextlib.nullcontext()

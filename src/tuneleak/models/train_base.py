@@ -1,7 +1,11 @@
-"""The verb `train-base`: the UNet of an embedded base, a small Stable Diffusion trained from nothing on latents and captions."""
+"""The verb `train-base`: the UNet of an embedded base, a small Stable Diffusion trained from nothing on latents and captions.
+
+Of kind pixel: `tuneleak.models.train_pixel_base`, on the same pictures.
+"""
 
 import random
 
+import numpy as np
 import pandas as pd
 import torch
 from torch.nn import functional as F
@@ -10,7 +14,7 @@ from tuneleak import files, runtime
 from tuneleak.data import captions
 from tuneleak.data.imageset import ImageSet, as_tensor
 from tuneleak.errors import InputError
-from tuneleak.models import schedule, training
+from tuneleak.models import schedule, train_pixel_base, training
 from tuneleak.options import BaseOptions
 
 # Stable Diffusion v1's schedule and sampler settings.
@@ -58,56 +62,58 @@ def members(table, fold, seed):
     return (table.fold == "") | table.image_id.isin(chosen)
 
 
-def train(images, autoencoder, text_encoder, out, options: BaseOptions):
-    """Train a UNet on the ImageSets `images`; rows with a `dose` are repeated as often as it says.
+def train(images, out, options: BaseOptions, autoencoder=None, text_encoder=None):
+    """Train a UNet on the ImageSets `images`; rows with a `dose` are repeated as often as it says. autoencoder, text_encoder: folders (kind latent).
 
-    Writes a diffusers UNet folder (fp16), `train.csv`, `members.csv` (image_id, concept, fold, dose of every named photograph it saw), and
-    `options.snapshots` snapshots of the weights along the way.
+    Writes a diffusers UNet folder (fp16; of kind pixel with `classes.json`), `train.csv`, `members.csv` (image_id, concept, fold, dose of every named
+    photograph it saw), and `options.snapshots` snapshots of the weights along the way.
     """
+    if options.kind == "latent" and not (autoencoder and text_encoder):
+        raise InputError("a base of kind latent needs --autoencoder and --text-encoder; of kind pixel it needs neither")
     sets = [ImageSet.load(folder) for folder in images]
     table = pd.concat([item.table for item in sets], ignore_index=True).fillna("")
     keep = members(table, options.fold, options.seed)
     if "dose" not in table:
         table["dose"] = ""
-    pixels = torch.cat([torch.from_numpy(item.pixels().copy()) for item in sets])[torch.from_numpy(keep.to_numpy())]
+    captions_of_all = list(table.caption)
+    pixels = np.concatenate([item.pixels() for item in sets])[keep.to_numpy()]
     table = table[keep].reset_index(drop=True)
+    weights = torch.tensor([float(value or 1) for value in table.dose])
+    with runtime.output_lock(out):
+        named = table[table.fold != ""]  # everybody trains on the public pictures
+        files.write_csv(f"{out}/members.csv", named[["image_id", "concept", "fold", "dose"]])
+        if options.kind == "pixel":
+            train_pixel_base.train(pixels, table, captions_of_all, weights, out, options, images)
+        else:
+            _train_latent(pixels, table, weights, autoencoder, text_encoder, out, options, images)
+
+
+def _train_latent(pixels, table, weights, autoencoder, text_encoder, out, options, images):
     latents = _encode_pictures(pixels, autoencoder)
     contexts, first, variants, empty = _encode_captions(table, text_encoder, options.seed)
-    weights = torch.tensor([float(value or 1) for value in table.dose])
     torch.manual_seed(options.seed)
     unet = build_unet(options, latents.shape[1], latents.shape[2], contexts.shape[2])
     alphas_cumprod = schedule.alphas_cumprod(SCHEDULER).float()
-    with runtime.output_lock(out):
 
-        def loss_at(step):
-            rng = runtime.generator("base", options.seed, step)  # twins of one seed draw the same rows, noise and timesteps
-            chosen = torch.multinomial(weights, options.batch, replacement=True, generator=rng)
-            variant = (torch.rand(options.batch, generator=rng) * variants[chosen]).long()
-            context = contexts[first[chosen] + variant].float()
-            context[torch.rand(options.batch, generator=rng) < options.caption_dropout] = empty
-            x, noise = latents[chosen], torch.randn(options.batch, *latents.shape[1:], generator=rng)
-            timestep = _timesteps(options, len(alphas_cumprod), rng)
-            abar = alphas_cumprod[timestep].view(-1, 1, 1, 1)
-            noisy = (abar.sqrt() * x + (1 - abar).sqrt() * noise).contiguous(memory_format=torch.channels_last)  # a tenth faster on a CPU
-            noise_pred = unet(noisy, timestep, context).sample
-            return F.mse_loss(noise_pred, noise), {}
+    def loss_at(step):
+        rng = runtime.generator("base", options.seed, step)  # twins of one seed draw the same rows, noise and timesteps
+        chosen = torch.multinomial(weights, options.batch, replacement=True, generator=rng)
+        variant = (torch.rand(options.batch, generator=rng) * variants[chosen]).long()
+        context = contexts[first[chosen] + variant].float()
+        context[torch.rand(options.batch, generator=rng) < options.caption_dropout] = empty
+        x, noise = latents[chosen], torch.randn(options.batch, *latents.shape[1:], generator=rng)
+        timestep = training.timesteps(options, len(alphas_cumprod), rng)
+        abar = alphas_cumprod[timestep].view(-1, 1, 1, 1)
+        noisy = (abar.sqrt() * x + (1 - abar).sqrt() * noise).contiguous(memory_format=torch.channels_last)  # a tenth faster on a CPU
+        noise_pred = unet(noisy, timestep, context).sample
+        return F.mse_loss(noise_pred, noise), {}
 
-        training.train(unet, loss_at, options, out, f"train base {options.name}", ema=options.ema, snapshots=options.snapshots)
-        named = table[table.fold != ""]  # everybody trains on the public pictures
-        files.write_csv(f"{out}/members.csv", named[["image_id", "concept", "fold", "dose"]])
-        training.save_half(unet.state_dict(), f"{out}/diffusion_pytorch_model.safetensors")
-        unet.save_config(out)
-        files.write_meta(
-            f"{out}/config.json", options, images=[str(folder) for folder in images], pictures=len(table), parameters=sum(p.numel() for p in unet.parameters())
-        )
-
-
-def _timesteps(options, count, rng):
-    """`(batch,)` timesteps: the first ones in proportion to t, the others uniform; rows of a batch are in random order already."""
-    uniform = torch.rand(options.batch, generator=rng)
-    high = round(options.high_noise_share * options.batch)
-    uniform[:high] = uniform[:high].sqrt()
-    return (count * uniform).long().clamp_max(count - 1)
+    training.train(unet, loss_at, options, out, f"train base {options.name}", ema=options.ema, snapshots=options.snapshots)
+    training.save_half(unet.state_dict(), f"{out}/diffusion_pytorch_model.safetensors")
+    unet.save_config(out)
+    files.write_meta(
+        f"{out}/config.json", options, images=[str(folder) for folder in images], pictures=len(table), parameters=sum(p.numel() for p in unet.parameters())
+    )
 
 
 @torch.no_grad()
@@ -115,8 +121,8 @@ def _encode_pictures(pixels, folder):
     from diffusers import AutoencoderKL
 
     autoencoder = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32, use_safetensors=True).eval()
-    batches = runtime.progress(pixels.split(64), "encode pictures")
-    return torch.cat([autoencoder.encode(as_tensor(batch.numpy())).latent_dist.mean for batch in batches]) * autoencoder.config.scaling_factor
+    batches = runtime.progress(range(0, len(pixels), 64), "encode pictures")
+    return torch.cat([autoencoder.encode(as_tensor(pixels[start : start + 64])).latent_dist.mean for start in batches]) * autoencoder.config.scaling_factor
 
 
 @torch.no_grad()

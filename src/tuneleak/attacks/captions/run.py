@@ -43,6 +43,7 @@ def recover_captions(models, base, out, options, trainings=(), device="auto"):
         raise InputError(f"{len(sets)} model sets but {len(labels)} labels in --trainings; give one for each, or none")
     with runtime.output_lock(out):
         loaded = load_base(base, device)
+        loaded.check_words()
         length = min(loaded.tokenizer.model_max_length, loaded.text_encoder.config.max_position_embeddings)
         encoder = CausalEncoder(loaded.text_encoder, loaded.tokenizer, length)
         corpus = public_corpus(loaded.tokenizer, options.corpus, length - 2, options.seed)

@@ -65,7 +65,7 @@ def _match(studio, rows, start):
         fresh = {name: torch.zeros_like(b, requires_grad=True) for name, (_, b) in pairs.items()}
         studio.lora.use({name: (a, fresh[name]) for name, (a, _) in pairs.items()})
         batch = Batch(unknown.repeat_interleave(n, 0), noise, timesteps, z.repeat_interleave(n, 0), torch.empty(0))
-        loss = denoising_errors(base.unet, batch, base.alphas_cumprod, base.prediction_type).sum()
+        loss = denoising_errors(base.output, batch, base.alphas_cumprod, base.prediction_type).sum()
         gradients = torch.autograd.grad(loss, list(fresh.values()), create_graph=True)
         cosine = torch.stack([F.cosine_similarity(-g.flatten(1), b.flatten(1)) for g, (_, b) in zip(gradients, pairs.values(), strict=True)]).mean(0)
         optimizer.zero_grad()

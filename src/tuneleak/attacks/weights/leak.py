@@ -46,7 +46,7 @@ class Group:
     def step(self, base, number, recipe):
         """One step of all fine-tunes, with whatever gradient lies in `flat` already."""
         batch = many.stack([source.batch(number, self.contexts[i : i + 1]) for i, source in enumerate(self.sources)], torch.float32)
-        many.step(base.unet, self.flat, self.optimizer, batch, len(self.sources), base.alphas_cumprod, base.prediction_type, recipe.max_grad_norm)
+        many.step(base.output, self.flat, self.optimizer, batch, len(self.sources), base.alphas_cumprod, base.prediction_type, recipe.max_grad_norm)
 
     def released(self, scale, known):
         """The weights as an encoder reads them: alpha / rank in B; known: minus A_0, an oracle."""
@@ -102,7 +102,7 @@ def _encoder_step(encoder, optimizer, group, taken, order, people, base, options
     latents = torch.stack([people.latents[person][torch.randint(len(people.latents[person]), (1,), generator=generator)[0]] for person in order])
     noise = torch.randn(latents.shape, generator=generator).to(latents.device)
     timesteps = torch.randint(len(base.alphas_cumprod), (len(order),), generator=generator).to(latents.device)
-    errors = denoising_errors(base.unet, Batch(latents, noise, timesteps, encoded.z, torch.empty(0)), base.alphas_cumprod, base.prediction_type)
+    errors = denoising_errors(base.output, Batch(latents, noise, timesteps, encoded.z, torch.empty(0)), base.alphas_cumprod, base.prediction_type)
     loss = options.denoise_weight * errors + (options.kl_weight * encoded.kl / encoded.z[0].numel() if encoded.kl is not None else 0)
     loss.sum().backward()  # a sum over people: each fine-tune is left the gradient of its own loss
     if not bool(torch.isfinite(loss).all()):

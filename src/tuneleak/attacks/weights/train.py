@@ -197,7 +197,7 @@ def losses(encoded, batch, targets, base, options):
     terms = {}
     if batch is not None:
         asked = Batch(*batch, encoded.z, torch.empty(0))
-        terms["denoising"] = denoising_errors(base.unet, asked, base.alphas_cumprod, base.prediction_type).mean()
+        terms["denoising"] = denoising_errors(base.output, asked, base.alphas_cumprod, base.prediction_type).mean()
     if encoded.embedding is not None:
         terms["cosine"] = (encoded.embedding * targets).sum(-1).mean()
         terms["contrast"] = F.cross_entropy(encoded.embedding @ targets.T / options.temperature, torch.arange(len(targets), device=targets.device))
