@@ -319,6 +319,17 @@ def unet_options(wildcards):
     return as_json(one(study.training.bases, name=wildcards.unet))
 
 
+def latent_parts(wildcards):
+    """What a base of latents is trained and assembled with; nothing for one of pixels."""
+    kind = one(study.training.bases, name=wildcards.unet).kind
+    return [f"{RESULTS}/resources/{part}/config.json" for part in ("autoencoder", "text-encoder")] if kind == "latent" else []
+
+
+def latent_parts_flags(wildcards):
+    folders = [str(Path(path).parent) for path in latent_parts(wildcards)]
+    return " ".join(f"{flag} {shlex.quote(folder)}" for flag, folder in zip(("--autoencoder", "--text-encoder"), folders))
+
+
 def built_resources():
     """What the target `resources` makes: nothing for a preset that trains nothing."""
     training = study.training

@@ -85,8 +85,7 @@ rule train_base:
             "<results>/data/{images}/manifest.csv",
             images=study.training.public_sets + study.training.named_sets,
         ),
-        autoencoder="<results>/resources/autoencoder/config.json",
-        text_encoder="<results>/resources/text-encoder/config.json",
+        parts=latent_parts,
     output:
         config="<results>/resources/bases/{unet}/config.json",
         weights="<results>/resources/bases/{unet}/diffusion_pytorch_model.safetensors",
@@ -103,14 +102,12 @@ rule train_base:
         runtime=minutes(720),
     params:
         images=folders_of("images"),
-        autoencoder=subpath(input.autoencoder, parent=True),
-        text_encoder=subpath(input.text_encoder, parent=True),
+        parts=latent_parts_flags,
         out=subpath(output.config, parent=True),
         options=unet_options,
         code=code("tuneleak.models.train_base"),
     shell:
-        "exec python -m tuneleak train-base --images {params.images:q} --autoencoder {params.autoencoder:q}"
-        " --text-encoder {params.text_encoder:q} --out {params.out:q} --options {params.options:q} > {log} 2>&1"
+        "exec python -m tuneleak train-base --images {params.images:q} {params.parts} --out {params.out:q} --options {params.options:q} > {log} 2>&1"
 
 
 rule resources:
@@ -121,8 +118,7 @@ rule resources:
 
 rule assemble_built:
     input:
-        autoencoder="<results>/resources/autoencoder/config.json",
-        text_encoder="<results>/resources/text-encoder/config.json",
+        parts=latent_parts,
         unet="<results>/resources/bases/{unet}/config.json",
     output:
         index="<results>/built/{unet}/model_index.json",
@@ -137,14 +133,12 @@ rule assemble_built:
         mem_mb=gigabytes(2),
         runtime=minutes(10),
     params:
-        autoencoder=subpath(input.autoencoder, parent=True),
-        text_encoder=subpath(input.text_encoder, parent=True),
+        parts=latent_parts_flags,
         unet=subpath(input.unet, parent=True),
         out=subpath(output.index, parent=True),
         code=code("tuneleak.models.assemble"),
     shell:
-        "exec python -m tuneleak assemble --autoencoder {params.autoencoder:q} --text-encoder {params.text_encoder:q}"
-        " --unet {params.unet:q} --out {params.out:q} > {log} 2>&1"
+        "exec python -m tuneleak assemble {params.parts} --unet {params.unet:q} --out {params.out:q} > {log} 2>&1"
 
 
 rule trace_base:

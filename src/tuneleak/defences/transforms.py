@@ -90,7 +90,7 @@ def transform(models, base, out, options):
         rows = []
         for row in runtime.progress(source.rows(), f"transform {options.kind}"):
             path = weights.safetensors_file(source.path(row), LORA_FILE)  # weight transforms are for LoRAs in folders of their own
-            read = weights.read_lora(path, {"unet": loaded.unet, "text_encoder": loaded.text_encoder})
+            read = weights.read_lora(path, loaded.networks())
             with files.atomic_folder(out / row["file"]) as folder:
                 weights.write_matrices(folder, apply(read, options, row["model_id"]))
             rows.append(row | {"defence": "+".join(filter(None, (row["defence"], options.name if options.kind != "none" else "")))})

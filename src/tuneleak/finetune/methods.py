@@ -2,7 +2,8 @@
 
 A method is a combination of trainable parts (`PARTS`): all weights of a network, peft adapters (`adapters.KINDS`) on its attention, or small parts beside it
 (`tuneleak.models.attachments`). DreamBooth fine-tunes to one prompt; with `+lora` it does so through adapters on both networks, as in Shake-to-Leak's public
-code, which makes it train what `lora-te` does. `train_text_encoder` adds the text encoder's weights to dreambooth.
+code, which makes it train what `lora-te` does. `train_text_encoder` adds the text encoder's weights to dreambooth. On a base without a text encoder (of pixels,
+told by classes) a method trains what else it trains.
 """
 
 from dataclasses import dataclass
@@ -112,15 +113,15 @@ class Trainee:
 
 
 def check(base, options):
-    """Raises `InputError` for options that need words, on a base without a text encoder."""
+    """Raises `InputError` for what acts on words alone, on a base without a text encoder."""
     if base.text_encoder is not None:
         return
-    wordy = {"text_encoder", "words", "context"} & PARTS[options.method].keys()
+    wordy = {"words", "context"} & PARTS[options.method].keys()
     keys = [f"method {options.method}"] if wordy else []
     keys += [key for key in ("train_text_encoder", "caption_words", "caption_randomisation") if getattr(options, key)]
     if keys:
         told = f"{base.folder} has no text encoder, so {keys[0]} cannot be used"
-        raise InputError(f"{told}; use dreambooth, dreambooth-prior or an adapter of the UNet (lora, dora, loha, lokr, oft)")
+        raise InputError(f"{told}; use a method that trains the UNet (end-to-end, dreambooth, lora, ...) under the pictures' own caption")
 
 
 def prepare(base, options, generator, caption=""):
@@ -134,7 +135,7 @@ def prepare(base, options, generator, caption=""):
         raise InputError(f"train_text_encoder is for dreambooth; the LoRA method that also tunes the text encoder is lora-te (method is {options.method})")
     if options.train_text_encoder and adapter:
         raise InputError(f"{options.method} already tunes the text encoder by its adapters; leave train_text_encoder out")
-    networks = {part: getattr(base, part) for part in ("unet", "text_encoder") if part in parts}
+    networks = {part: getattr(base, part) for part in ("unet", "text_encoder") if part in parts and getattr(base, part) is not None}
     if options.train_text_encoder:
         networks["text_encoder"] = base.text_encoder
     for part, network in networks.items():

@@ -24,8 +24,8 @@ def trace(base, unet, resources, data, out, captions=120):
     """Measure every snapshot of a training (`<unet>/snapshots/<step>.safetensors`) and write `out` (CSV; columns `COLUMNS`).
 
     base: pipeline folder of that base. resources: folder with `embedders/`. data: folder of the rendered sets. captions: pictures drawn from
-    captions per snapshot. Measures: `caption accuracy` (mean over factors), `name accuracy`, `KID` of those pictures to the photographs the
-    captions describe (copy-b's features), and the loss AUC of members overall and by dose.
+    captions per snapshot. Measures: `caption accuracy` (mean over factors; not of a base told by classes, which knows names only), `name accuracy`,
+    `KID` of those pictures to the photographs the captions describe (copy-b's features), and the loss AUC of members overall and by dose.
     """
     snapshots = sorted(Path(unet).glob("snapshots/*.safetensors"))
     if not snapshots:
@@ -43,10 +43,9 @@ def trace(base, unet, resources, data, out, captions=120):
             rows.append((world.name, step, measure, value, low, high, n))
 
         obeyed, drawn = bases.caption_hits(world, faces, load["factors"])
-        for measure, values, owners in (
-            ("caption accuracy", np.mean(list(obeyed.values()), 0), people),
-            ("name accuracy", *bases.name_hits(world, load["identity-b"], others, per_person=2)[:2]),
-        ):
+        told = [("name accuracy", *bases.name_hits(world, load["identity-b"], others, per_person=2)[:2])]
+        told += [("caption accuracy", np.mean(list(obeyed.values()), 0), people)] if world.text_encoder is not None else []
+        for measure, values, owners in told:
             found = intervals.bootstrap(values, owners, np.zeros(len(values)), np.arange(len(values)))
             note(measure, found.value, found.low, found.high, len(values))
         features = load["copy-b"].embed(drawn)

@@ -19,20 +19,22 @@ DOSES = ("1", "4", "16")  # how often a base saw a member photograph
 def preconditions(base, resources, data, out, photographs=None, limit=500):
     """Measure the autoencoder, the embedders and each base, and write `out` (CSV; columns `COLUMNS`).
 
-    base: pipeline folders, one or more; the first one's autoencoder is measured. resources: folder with `embedders/`. data: folder of the
-    rendered sets private-identities, named-p, named-q, lora-test and distractors. photographs: ImageSet of real photographs, if there is
-    one. limit: pictures per measure. Intervals: bootstrap or DeLong over people; for one trial per person Wilson.
+    base: pipeline folders, one or more; the first autoencoder is measured, and captions only where a base has a text encoder. resources: folder with
+    `embedders/`. data: folder of the rendered sets private-identities, named-p, named-q, lora-test and distractors. photographs: ImageSet of real
+    photographs, if there is one. limit: pictures per measure. Intervals: bootstrap or DeLong over people; for one trial per person Wilson.
     """
     note = Table()
     sets = {name: ImageSet.load(f"{data}/{name}") for name in ("private-identities", "named-p", "named-q", "lora-test", "distractors")}
     load = {name: embedders.load_embedder(f"{resources}/embedders/{name}") for name in ("copy-a", "copy-b", "identity-a", "identity-b", "factors", "clip")}
     with runtime.progress(None, "preconditions", total=2 + len(base)) as bar:
-        for number, folder in enumerate(base):
+        _embedders(note, sets, load, limit)
+        bar.update()
+        measured = False
+        for folder in base:
             world = load_base(folder, "cpu", "float32")
-            if not number:
+            if world.vae is not None and not measured:
                 _autoencoder(note, world, sets, load["factors"], ImageSet.load(photographs) if photographs else None, limit)
-                bar.update()
-                _embedders(note, sets, load, limit)
+                measured = True
                 bar.update()
             _base(note, world, sets, load, data)
             bar.update()
@@ -196,10 +198,11 @@ def _base(note, world, sets, load, data, captions=200):
     members, others = bases.named_photographs(world.folder, data)
     hits, people, drawn = bases.name_hits(world, load["identity-b"], others)
     note.rate(world.name, f'rank-1 of {len(np.unique(people))} of "the face of <name>"', hits, people, ">=0.8")
-    faces = sample(sets["private-identities"], captions)
-    obeyed, _ = bases.caption_hits(world, faces, load["factors"])
-    for factor, values in obeyed.items():
-        note.rate(world.name, f"caption accuracy of {factor}", values, faces.table.concept.to_numpy(), ">=0.9")
+    if world.text_encoder is not None:  # one told by classes knows names only
+        faces = sample(sets["private-identities"], captions)
+        obeyed, _ = bases.caption_hits(world, faces, load["factors"])
+        for factor, values in obeyed.items():
+            note.rate(world.name, f"caption accuracy of {factor}", values, faces.table.concept.to_numpy(), ">=0.9")
     membership(note, world, members, others)
     copied = bases.extracted(load["copy-b"], members, others, drawn, people)
     note.rate(world.name, "members extracted at 1 % false match", copied, members.concepts, "<=0.05")

@@ -64,7 +64,8 @@ def _assemble_pixel(unet, out):
 
     files.check_digests(unet)
     network = UNet2DModel.from_pretrained(unet, torch_dtype=torch.float32, use_safetensors=True)
-    Classes.read(unet, network.config.num_class_embeds)
+    if network.config.num_class_embeds:
+        Classes.read(unet, network.config.num_class_embeds)
     network.save_pretrained(out / "unet", safe_serialization=True)
     DDPMScheduler(**train_pixel_base.SCHEDULER).save_pretrained(out / "scheduler")
     for name in (CLASSES_FILE, "members.csv"):

@@ -17,6 +17,8 @@ PARTS = {
     "bases/H1": "UNet2DConditionModel (diffusers), half width. Trained on public faces, public artists and fold P of the named people, each photograph "
     "of fold P repeated 1, 4 or 16 times by lot.",
     "bases/H1-twin": "The same as H1 in everything but the fold: it trained on fold Q, so every named photograph is a member of one of the two.",
+    "bases/D1": "UNet2DModel (diffusers), a class-conditional DDPM of pixels: the same pictures and fold as H1, but neither autoencoder nor text; its classes "
+    "are the names in captions (`classes.json`).",
     "embedders/copy-a": "Copy embedder of the clustering (stands in for SSCD).",
     "embedders/copy-b": "Copy embedder of the scores: other seed and width than copy-a.",
     "embedders/identity-a": "Identity embedder that attacks may use: trained on the even half of the public faces.",
