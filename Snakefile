@@ -15,7 +15,6 @@ include: "workflow/rules/common.smk"
 include: "workflow/rules/common_weights.smk"
 include: "workflow/rules/common_privacy.smk"
 include: "workflow/rules/common_shake.smk"
-include: "workflow/rules/common_ablations.smk"
 
 
 wildcard_constraints:
@@ -46,6 +45,7 @@ include: "workflow/rules/attacker.smk"
 include: "workflow/rules/weights.smk"
 include: "workflow/rules/privacy.smk"
 include: "workflow/rules/shake.smk"
+include: "workflow/rules/defences.smk"
 include: "workflow/rules/metrics.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/resources.smk"

@@ -15,7 +15,7 @@ def budget(configuration="config.yaml", overlay=None):
     study = load(configuration, overlay)
     total = 0
     print(f"preset {study.preset}: UNet calls on one sample (a training step counts as {TRAINING_CALLS} calls per sample)")
-    for row in [*rows(study), *ablation_rows(study), *attacker_rows(study), *shake_rows(study), *weights_rows(study)]:
+    for row in [*rows(study), *ablation_rows(study), *attacker_rows(study), *shake_rows(study), *weights_rows(study), *matrix_rows(study)]:
         total += row["training"] + row["sampling"]
         print(f"  {row['world']:12s} {row['method']:28s} {row['models']:4d} models  training {row['training']:12,d}  sampling {row['sampling']:12,d}")
     print(f"  total {total:,d}")
@@ -165,6 +165,66 @@ def weights_rows(study):
         "world": knobs.world, "method": recipe.method, "models": models + len(sizes) * len(knobs.sizes.steps) + len(others) * victims * seeds,
         "training": TRAINING_CALLS * (recipe.batch * (models * steps + size_steps) + encoders + sum(others)), "sampling": int(per_draw * draws) + matching,
     }  # fmt: skip
+
+
+def matrix_rows(study):
+    """One dict per method of the matrix of attacks and defences: all trainings (shadows and the shaking among them) and all attacks."""
+    matrix = study.defences
+    for recipe in matrix.recipes:
+        method, seeds, size = recipe.method, len(recipe.seeds), recipe.images_per_concept
+        models, trained, changes = matrix.concepts * seeds, set(), {"models": 0, "training": 0, "sampling": 0}
+        for item in matrix.of_method(method):
+            changes["models"] += models
+            if item.private:
+                privacy = item.private.options(recipe).privacy
+                changes["training"] += TRAINING_CALLS * models * privacy.expected_batch * privacy.multiplicity * privacy.steps
+            elif item.aggregate:
+                changes["training"] += TRAINING_CALLS * models * size * item.aggregate.steps * item.aggregate.draws
+            else:
+                options = recipe.model_copy(update=item.change)
+                key = options.model_dump_json()
+                changes["training"] += 0 if key in trained else models * _trained_once(options) * options.steps_per_image
+                trained.add(key)
+        changes["sampling"] = models * sum(_of_attack(study, matrix, method, size, attack) * len(matrix.run(method, attack)) for attack in matrix.attacks)
+        use, pictures = matrix.utility, study.population.private_heldout + size
+        changes["sampling"] += (changes["models"] + matrix.concepts) * (2 * use.steps * (use.generations + use.obedience) + use.noise_levels * pictures)
+        if "membership" in matrix.attacks:  # the base, once
+            changes["sampling"] += matrix.concepts * _scored(study, matrix.membership)
+        if matrix.run(method, "shadows"):
+            shadows, plan = matrix.shadows.models * matrix.concepts, matrix.shadows.attack
+            changes["models"] += shadows
+            changes["training"] += shadows * _trained_once(recipe) * recipe.steps_per_image
+            asked = (study.population.private_pool + plan.population) * len(plan.timesteps) * plan.draws
+            changes["sampling"] += shadows * asked * len(matrix.run(method, "shadows"))
+        if matrix.run(method, "shake"):
+            options = matrix.shake_options(method)
+            shaken = models * len(options.defences)
+            changes["models"] += shaken
+            changes["training"] += shaken * _trained_once(options.recipe) * options.recipe.steps_per_image
+            changes["sampling"] += shaken * options.synthesize.count * options.synthesize.steps * 2
+        yield {"world": matrix.world, "method": f"{method}, matrix", **changes}
+
+
+def _of_attack(study, matrix, method, size, attack):
+    """Calls of a group of attacks on one model under one defence (shadows: none, they are models of their own)."""
+    knobs, run = study.finextract, study.lora_weights.run
+    if attack == "extraction":
+        return size * len(matrix.conditions) * _calls(matrix.generations_per_image, knobs.steps, "finextract")
+    if attack in ("membership", "shake"):
+        return _scored(study, matrix.membership)
+    if attack == "people":
+        judged = size + matrix.people.photographs * (1 + matrix.people.strangers)  # at most
+        return 2 * judged * len(matrix.people.captions) * len(matrix.people.timesteps) * matrix.people.draws
+    if attack == "weights":
+        return run.pictures * run.steps * 2 * (len(matrix.weights) + 2)  # each encoder, the true prompt, captions of others
+    return 0
+
+
+def _scored(study, membership):
+    """Calls of all membership attacks on the pictures of one private concept under one model."""
+    attacks = [importlib.import_module(f"tuneleak.attacks.membership.{name.replace('-', '_')}") for name in membership.attacks]
+    pictures = study.population.private_pool + study.population.private_heldout
+    return pictures * sum(attack.calls(membership) for attack in attacks) * len(membership.captions)
 
 
 def _draws(options, controls):

@@ -34,6 +34,7 @@ from tuneleak.options import (
     WeightsRunOptions,
     WeightsTrainOptions,
 )
+from tuneleak.studies.defences import DefenceEvaluateOptions, FinetuneDefendedOptions, ShadowOptions, ShakeDefendedOptions
 
 IMAGES = Argument("--images", "image set: a folder with manifest.csv")
 IMAGE_SETS = Argument("--images", "image sets: folders with manifest.csv", many=True)
@@ -278,6 +279,52 @@ VERBS = [
         "tuneleak.attacks.membership.people:judge",
         [Argument("--models", "model sets: folders with manifest.csv", many=True), IMAGES, BASE, OUT_FILE, DEVICE, DTYPE],
         PeopleOptions,
+    ),
+    Verb(
+        "finetune-defended",
+        "Fine-tune one recipe under many defences, private training among them: the models that every attack of the matrix is run on.",
+        "tuneleak.finetune.defended:finetune_defended",
+        [BASE, IMAGES, WORLD, Argument("--split", "tune or test", kind=str), START, STOP, OUT, DEVICE, DTYPE],
+        FinetuneDefendedOptions,
+    ),
+    Verb(
+        "shake-defended",
+        "Let released models draw pictures and tune them on these, without privacy: Shake-to-Leak after a defence.",
+        "tuneleak.finetune.shaken:shake_defended",
+        [MODELS, IMAGES, BASE, WORLD, Argument("--split", "tune or test (default: test)", required=False, kind=str), START, STOP, OUT, DEVICE, DTYPE],
+        ShakeDefendedOptions,
+    ),
+    Verb(
+        "attack shadows",
+        "Score a pool of pictures under many LoRAs that were trained on coin-flip halves of it, for LiRA and RMIA.",
+        "tuneleak.attacks.membership.shadows:attack",
+        [MODELS, IMAGES, BASE, OUT_FILE, DEVICE, DTYPE],
+        ShadowOptions,
+    ),
+    Verb(
+        "evaluate defences",
+        "Put the scores of all attacks on all defences into one table, with use, bounds, planes and rankings beside them.",
+        "tuneleak.metrics.defences:evaluate",
+        [
+            Argument("--membership", "scores.csv of `attack membership`", many=True, required=False),
+            Argument("--people", "people.csv of `attack people`", many=True, required=False),
+            Argument("--shadows", "shadows.csv of `attack shadows`", many=True, required=False),
+            Argument("--shaken", "scores.csv of `attack membership` on models of `shake-defended`", many=True, required=False),
+            Argument("--matches", "matches.csv of `attack extraction`", many=True, required=False),
+            Argument("--weights", "scores.csv of `attack weights run`", many=True, required=False),
+            Argument("--utility", "utility.csv files of the models", many=True, required=False),
+            Argument("--privacy", "privacy.csv files of `finetune-defended`", many=True, required=False),
+            Argument("--world", "name of the world, for rows that no model stands behind", required=False, kind=str),
+            Argument("--base", "name of the base, for the same rows", required=False, kind=str),
+            OUT_FILE,
+        ],
+        DefenceEvaluateOptions,
+    ),
+    Verb(
+        "figures defences",
+        "Draw the matrix and the privacy-utility planes, and write their tables and the summary for practitioners.",
+        "tuneleak.report.figures_defences:figures",
+        [METRICS, OUT, Argument("--tables", "folder of the tables")],
     ),
     Verb(
         "synthesize",

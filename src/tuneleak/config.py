@@ -15,6 +15,7 @@ from tuneleak.options import (
     PopulationOptions,
     Positive,
 )
+from tuneleak.studies.defences import Defences
 from tuneleak.studies.dp_ldm import DpLdm
 from tuneleak.studies.finextract import Finextract
 from tuneleak.studies.lora_weights import LoraWeights
@@ -124,6 +125,7 @@ class Config(Options):
     lora_weights: LoraWeights = Field(description="the study of LoRA weights")
     dp_ldm: DpLdm = Field(description="the DP-LDM study")
     shake_to_leak: ShakeToLeak = Field(description="the Shake-to-Leak study")
+    defences: Defences = Field(description="the matrix of all attacks under all defences")
 
     @model_validator(mode="after")
     def _dp_names_exist(self):
@@ -131,6 +133,26 @@ class Config(Options):
         for world in self.dp_ldm.worlds:
             if world.images not in images or world.base not in bases:
                 raise ValueError(f"dp_ldm.worlds: {world.name!r} uses image set {world.images!r} and base {world.base!r}; one of them is not listed")
+        return self
+
+    @model_validator(mode="after")
+    def _matrix_fits(self):
+        matrix, weights = self.defences, self.lora_weights
+        if not matrix.recipes:
+            return self
+        world = next((world for world in self.worlds if world.name == matrix.world), None)
+        if world is None or matrix.concepts > world.test_concepts:
+            raise ValueError(f"defences: `worlds` must list {matrix.world!r} with at least {matrix.concepts} test concepts")
+        frozen = {(item.world, item.method, item.attack) for item in self.finextract.guidance}
+        encoders = {plan.name for plan in weights.encoders}
+        for recipe in matrix.recipes:
+            if "extraction" in matrix.attacks and (matrix.world, recipe.method, "finextract") not in frozen:
+                raise ValueError(f"defences: finextract.guidance has no entry for world {matrix.world!r}, method {recipe.method!r}, attack 'finextract'")
+            odd = [key for key in ("rank", "alpha", "target_modules") if getattr(recipe, key) != getattr(weights.recipe, key)]
+            if "weights" in matrix.attacks and recipe.method == "lora" and (odd or world.base != weights.base):
+                raise ValueError(f"defences: the encoders of lora_weights expect its recipe and base; {', '.join(odd) or 'the base'} of the LoRA differs")
+        if "weights" in matrix.attacks and not set(matrix.weights) <= encoders:
+            raise ValueError(f"defences.weights: {sorted(set(matrix.weights) - encoders)[0]!r} is none of lora_weights.encoders")
         return self
 
     @model_validator(mode="after")

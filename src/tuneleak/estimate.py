@@ -78,6 +78,7 @@ def costs(study, network, teraflops=TERAFLOPS):
         "finextract": (extraction, models, 0),
         "shake-to-leak": (list(budget.shake_rows(study)), _shake_models(shake), _shake_pictures(shake)),
         "lora-weights": (list(budget.weights_rows(study)), [(study.lora_weights.recipe, row["models"]) for row in budget.weights_rows(study)], 0),
+        "defences": (list(budget.matrix_rows(study)), _matrix_models(study), 0),
         "dp-ldm": (private, _private_models(study.dp_ldm), study.dp_ldm.sample.samples * sum(row["models"] or 1 for row in private)),
     }
     return {system: _cost(*group, network, teraflops) for system, group in groups.items()}
@@ -97,6 +98,11 @@ def trained_weights(options, network):
     lora = options.rank * sum(network.per_rank.get(name, 0) for name in options.target_modules) if "lora" in kind else 0
     whole = kind in ("all", "attention", "resblocks", "input", "bias", "unconditional-attention") or any(kind.startswith(name) for name in _WHOLE)
     return lora + (network.weights if whole else 0)
+
+
+def _matrix_models(study):
+    """The models of the matrix, by recipe; what a defence changes about their size is left out."""
+    return [(recipe, row["models"]) for recipe, row in zip(study.defences.recipes, budget.matrix_rows(study), strict=True)]
 
 
 def _shake_models(shake):

@@ -169,14 +169,16 @@ class FinetuneOptions(Options):
     near_duplicates: Count = Field(0, description="near-duplicates of each training picture that are trained on beside it")
     caption_randomisation: Fraction = Field(0.0, description="share of steps under a caption with random words")
     adversarial_radius: float = Field(0.0, ge=0, description="by how much latents are moved against the model before each step (one signed-gradient step)")
+    loss: Literal["mse", "mmd"] = Field("mse", description="mmd: DPGM's noisy maximum mean discrepancy, a defence whose noise guarantees nothing")
+    mmd_noise: float = Field(0.0, ge=0, description="factor of that noise (0.6, 0.975 and 16 in the public code)")
     gradient_checkpointing: bool = Field(False, description="trade time for memory (large models)")
     checkpoint_every: Positive = Field(100, description="steps between checkpoints")
     snapshots: Positive = Field(1, description="models kept of each fine-tune, evenly spaced over its steps, the finished one being the last")
 
     @property
     def changes_data(self):
-        """Whether anything but the pictures and captions themselves is trained on."""
-        return self.augment != "none" or bool(self.near_duplicates or self.caption_randomisation or self.adversarial_radius)
+        """Whether anything but the pictures and captions themselves is trained on, or by another loss."""
+        return self.augment != "none" or self.loss != "mse" or bool(self.near_duplicates or self.caption_randomisation or self.adversarial_radius)
 
 
 class CollectOptions(Options):
@@ -190,6 +192,7 @@ class CollectOptions(Options):
     steps: Literal["total", "per-image"] = Field("total", description="what is the same for every number of pictures: all steps, or those per picture")
     skip_images: Count = Field(0, description="training pictures of a concept that are passed over: a second set of the same person")
     trigger: str = Field("", description="caption with a random word in place of {word} (empty: the pictures' own)")
+    coin: bool = Field(False, description="each picture of the pool takes part by a fair coin of its own (shadow models); steps stay those of the recipe")
 
 
 class TransformOptions(Options):
@@ -270,6 +273,7 @@ class WeightsRunOptions(Options):
     batch: Positive = Field(64, description="samples in one batch")
     controls: bool = Field(True, description="also run the controls, baselines and bounds")
     defence: str = Field("", description="what the tables say of victims whose manifest says nothing: a recipe that the attacker does not expect")
+    only: list[str] = Field([], description="defences whose models are attacked, one after another, of a set that holds several (empty: all models together)")
     guesses: list[str] = Field(["a face", "the face of someone", "a person", "a portrait"], description="prompts to guess; the first is also run alone")
     refine_steps: Count = Field(15, description="steps by which z is moved to where victim and base differ most (0: not run)")
     refine_lr: Rate = Field(0.02, description="learning rate of that")

@@ -1,6 +1,9 @@
 # Ablations and defences of FineXtract: one recipe in many variants, one attack with many settings.
 
 
+include: "common_ablations.smk"
+
+
 rule finetune_variants:
     input:
         base=ablation_base,

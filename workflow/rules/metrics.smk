@@ -65,6 +65,7 @@ rule join_metrics:
             *ablation_tables(),
             *attacker_tables(),
             *shake_tables(),
+            *matrix_tables(),
             "<results>/metrics/lora-weights/main.csv",
             "<results>/metrics/dp-ldm/main.csv",
         ],

@@ -185,13 +185,14 @@ rule typeset_paper:
         recorded("finextract", "*"),
         metrics="<results>/metrics.csv",
         claims="<results>/claims.csv",
-        tables=rules.write_tables.output + rules.draw_dp_ldm.output.tables,
+        tables=rules.write_tables.output + rules.draw_dp_ldm.output.tables + matrix_tex(),
         figures=rules.draw_finextract.output.pdf
         + rules.draw_lora_weights.output.pdf
         + rules.draw_dp_ldm.output.pdf
         + shake_figures()
         + ablation_figures()
-        + attacker_figures(),
+        + attacker_figures()
+        + matrix_figures(),
         sources=paper_sources(),
     output:
         pdf="<results>/paper.pdf",
@@ -224,6 +225,7 @@ rule figures:
         rules.draw_dp_ldm.output,
         shake_figures(),
         attacker_figures(),
+        matrix_figures(),
     localrule: True
 
 

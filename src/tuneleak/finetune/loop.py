@@ -15,7 +15,7 @@ from tuneleak.data.imageset import ImageSet
 from tuneleak.errors import InputError
 from tuneleak.finetune import checkpoint, methods, views
 from tuneleak.finetune.generate import class_latents
-from tuneleak.finetune.objective import Batch, training_step
+from tuneleak.finetune.objective import KERNEL_WIDTHS, Batch, training_step
 from tuneleak.models import modelset
 from tuneleak.models.pipeline import load_base
 from tuneleak.models.tokenizer import whole_words
@@ -168,7 +168,8 @@ def _train_one(base, row, pictures, prior, before, options, autocast, out, check
             now = views.caption_of_step(step, len(told), options, key)
             batch = data.batch(step, encode()[[now, *range(len(told), len(captions))]])
             schedule = base.alphas_cumprod, base.prediction_type
-            losses[step] = training_step(base.output, [vector], optimizer, batch, *schedule, options.max_grad_norm, autocast, options.adversarial_radius)
+            clip, radius, mmd = options.max_grad_norm, options.adversarial_radius, _mmd_noise(options, key, step)
+            losses[step] = training_step(base.output, [vector], optimizer, batch, *schedule, clip, autocast, radius, mmd)
             bar.update()
             if step + 1 in kept:
                 with files.atomic_folder(out / f"{name}-step{step + 1:06d}") as folder:
@@ -183,6 +184,14 @@ def _train_one(base, row, pictures, prior, before, options, autocast, out, check
         methods.restore(base, trainee)
     row = row | {"base": base.name, "step": total + (int(before[1]["step"]) if before else 0)}
     return checkpoint.finish(checkpoints, name, out / name, row, losses.tolist(), trained_weights=trainee.count)
+
+
+def _mmd_noise(options, key, step):
+    """The noise of DPGM's loss in a step; None for the denoising loss."""
+    if options.loss != "mmd":
+        return None
+    drawn = torch.randn((), generator=runtime.generator("mmd", *key, step))
+    return options.mmd_noise * len(KERNEL_WIDTHS) * (2 * len(KERNEL_WIDTHS)) ** 0.5 / options.batch * float(drawn)
 
 
 def _optimizer(vector, options):

@@ -64,7 +64,8 @@ def collect(base, images, world, out, options, split="", start=0, stop=None, dev
 def plan(images, world, split, start, stop, options):
     """What a job makes: a list of (manifest row, ImageSet of the training pictures, optimiser steps).
 
-    The number of pictures goes round `options.image_counts` (none: the recipe's) from concept to concept, after `options.skip_images`.
+    The number of pictures goes round `options.image_counts` (none: the recipe's) from concept to concept, after `options.skip_images`; with `options.coin` each
+    picture of the pool takes part by a fair coin of its own instead.
     """
     recipe = options.recipe
     if recipe.method != "lora":
@@ -78,11 +79,16 @@ def plan(images, world, split, start, stop, options):
     for number, concept in enumerate(chosen, start=start):
         pool = pictures.where(concept=concept, fold=["train", ""])
         for position, seed in enumerate(recipe.seeds):
-            count = counts[(number * len(recipe.seeds) + position) % len(counts)]
-            last = options.skip_images + count
+            if options.coin:
+                mine = by_coin(pool, concept, seed)
+                count, last = len(mine), 0
+            else:
+                count = counts[(number * len(recipe.seeds) + position) % len(counts)]
+                last = options.skip_images + count
             if len(pool) < last:
                 raise InputError(f"concept {concept!r} of {images.folder} has {len(pool)} training pictures, but {last} are asked for")
-            mine = ImageSet(images.folder, pool.table[options.skip_images : last].reset_index(drop=True))
+            if not options.coin:
+                mine = ImageSet(images.folder, pool.table[options.skip_images : last].reset_index(drop=True))
             name = modelset.model_id(world, concept, recipe.method, f"s{seed}", *([f"n{count}"] if len(counts) > 1 else []))
             row = {
                 "model_id": name,
@@ -95,6 +101,16 @@ def plan(images, world, split, start, stop, options):
             row |= {"n_images": count, "images": ";".join(mine.table.image_id)}
             jobs.append((row, mine, recipe.steps_per_image * (count if options.steps == "per-image" else recipe.images_per_concept)))
     return jobs
+
+
+def by_coin(pool, concept, seed):
+    """The pictures of `pool` (an ImageSet) that a fair coin each lets in; tossed again if it lets none in."""
+    for attempt in range(64):
+        keys = [("coin", concept, seed, name, attempt) for name in pool.table.image_id]
+        inside = [bool(torch.rand((), generator=runtime.generator(*key)) < 0.5) for key in keys]
+        if any(inside):
+            return ImageSet(pool.folder, pool.table[inside].reset_index(drop=True))
+    raise InputError(f"{pool.folder}: there is no picture of {concept!r} to toss a coin for")
 
 
 def train_group(base, group, options, bar=None):

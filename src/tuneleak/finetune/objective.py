@@ -43,12 +43,39 @@ def denoising_errors(model, batch, alphas_cumprod, prediction_type="epsilon", au
     model: `(x_t (n, C, h, w), t (n,), context (n, L, d)) -> what it predicts (n, C, h, w)`, such as `Base.output`; how a network is told its context is
     the architecture's business.
     """
+    output, target = _answer(model, batch, alphas_cumprod, prediction_type, autocast)
+    return (output - target).square().flatten(1).mean(1)
+
+
+def _answer(model, batch, alphas_cumprod, prediction_type, autocast):
+    """(what the network predicts, what it should), `(n, C, h, w)` in float32 at least."""
     x_t = add_noise(batch.latents, batch.noise, batch.timesteps, alphas_cumprod)
     with torch.autocast(x_t.device.type, dtype=torch.bfloat16) if autocast else contextlib.nullcontext():
         output = model(x_t, batch.timesteps, batch.context)
     target = training_target(batch.latents, batch.noise, batch.timesteps, alphas_cumprod, prediction_type)
-    full = torch.promote_types(output.dtype, torch.float32)
-    return (output.to(full) - target).square().flatten(1).mean(1)
+    return output.to(torch.promote_types(output.dtype, torch.float32)), target
+
+
+KERNEL_WIDTHS = (1.0, 2.0, 4.0, 8.0, 16.0)
+
+
+def mmd_squared(first, second):
+    """Squared maximum mean discrepancy of two batches `(n, ...)` under sum_s exp(-|x - y|^2 / 2 s^2), s in `KERNEL_WIDTHS`; the biased estimate (all pairs)."""
+    x, y = first.flatten(1), second.flatten(1)
+
+    def kernel(a, b):
+        squared = (a[:, None] - b[None]).square().sum(-1)
+        return sum(torch.exp(-squared / (2 * width**2)) for width in KERNEL_WIDTHS).mean()
+
+    return kernel(x, x) + kernel(y, y) - 2 * kernel(x, y)
+
+
+def noisy_mmd(model, batch, alphas_cumprod, prediction_type, noise, autocast=False):
+    """DPGM's loss, (MMD^2 + noise)^2 of predictions and targets of a batch; `noise`: the number drawn for this step; model: see `denoising_errors`.
+
+    The method of the weights paper's public code (arXiv 2409.08482) that is called private there. It is not: see `tuneleak.privacy.published`.
+    """
+    return (mmd_squared(*_answer(model, batch, alphas_cumprod, prediction_type, autocast)) + noise).square()
 
 
 def moved_against(model, batch, radius, alphas_cumprod, prediction_type="epsilon", autocast=False):
@@ -63,15 +90,20 @@ def moved_against(model, batch, radius, alphas_cumprod, prediction_type="epsilon
     return replace(batch, latents=(latents + radius * latents.square().mean().sqrt() * gradient.sign()).detach())
 
 
-def training_step(model, parameters, optimizer, batch, alphas_cumprod, prediction_type="epsilon", max_grad_norm=1.0, autocast=False, radius=0.0):
+def training_step(
+    model, parameters, optimizer, batch, alphas_cumprod, prediction_type="epsilon", max_grad_norm=1.0, autocast=False, radius=0.0, mmd=None,
+):  # fmt: skip
     """One step: loss, backward, clip of the global gradient norm, optimiser. Returns the loss (detached, on the device).
 
     model: see `denoising_errors`. `parameters` are what the optimiser holds; gradients are zeroed in place, so that they may be views of one buffer.
-    radius: see `moved_against`.
+    radius: see `moved_against`. mmd: None, or the noise of this step for `noisy_mmd`, which then is the loss.
     """
     if radius:
         batch = moved_against(model, batch, radius, alphas_cumprod, prediction_type, autocast)
-    loss = (denoising_errors(model, batch, alphas_cumprod, prediction_type, autocast) * batch.weights).sum()
+    if mmd is None:
+        loss = (denoising_errors(model, batch, alphas_cumprod, prediction_type, autocast) * batch.weights).sum()
+    else:
+        loss = noisy_mmd(model, batch, alphas_cumprod, prediction_type, mmd, autocast)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
     optimizer.step()

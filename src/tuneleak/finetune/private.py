@@ -121,7 +121,7 @@ def _train_one(base, data, world, seed, sigma, options, out, folder):
     network, parameters, selection, embedder = prepare(base, options, seed)
     before = frozen_digest(network)
     flat = methods.FlatParameters(parameters)
-    kind = _kind(base, network, parameters, options, folder)
+    kind = kind_of_sums(base, network, parameters, options, folder)
     sums = gradients.make(kind, network, parameters, options.gradient_checkpointing)
     try:
         trainer = Trainer(data, parameters, flat.vector, sums, sigma, (world, method, epsilon, seed), options)
@@ -135,11 +135,11 @@ def _train_one(base, data, world, seed, sigma, options, out, folder):
             raise RuntimeError("weights that should be frozen have changed; nothing was written")
         facts = record(trainer.ledger, options, data.largest_concept, flat.vector.numel(), selection)
         with files.atomic_folder(out / name) as target:
-            _save(base, embedder, options, target)
+            save(base, embedder, options, target)
             files.write_json(target / RECORD, facts | {"frozen_weights_sha256": before, "gradients": kind})
     finally:
         sums.close()
-        _restore(base, options)
+        restore(base, options)
     row = {"model_id": name, "world": world, "base": base.name, "concept": world, "method": method, "defence": f"epsilon={epsilon}", "seed": seed}
     row |= {"step": privacy.steps, "caption": "", "n_images": privacy.public_size, "images": "", "file": name, "epsilon": epsilon, "delta": privacy.delta}
     note = checkpoint.finish(folder, name, out / name, row, [], trained=flat.vector.numel(), log=trainer.log)
@@ -147,7 +147,7 @@ def _train_one(base, data, world, seed, sigma, options, out, folder):
     return note
 
 
-def _kind(base, network, parameters, options, folder):
+def kind_of_sums(base, network, parameters, options, folder):
     """How clipped sums are computed. `auto` is decided once per job by the time a batch of noise takes, and noted, since the ways round differently."""
     if options.gradient_checkpointing or options.gradients != "auto":
         return "hooks" if options.gradients == "auto" else options.gradients
@@ -214,7 +214,8 @@ class Trainer:
                 self.vector.copy_(self.average)
 
 
-def _save(base, embedder, options, folder):
+def save(base, embedder, options, folder):
+    """Write what was trained below `folder`: a LoRA or the UNet, and the conditioning embedder."""
     if options.trainable == "lora":
         weights.write_lora(folder, {"unet": base.unet})
     else:
@@ -225,7 +226,8 @@ def _save(base, embedder, options, folder):
         base.text_encoder.save_pretrained(folder / "text_encoder", safe_serialization=True)
 
 
-def _restore(base, options):
+def restore(base, options):
+    """Undo `prepare`: the base is again what was loaded."""
     if options.trainable == "lora":
         weights.detach_lora(base.unet)
         base.unet.requires_grad_(False)

@@ -142,17 +142,25 @@ def _of_setting(key, group, tau, options):
 
 
 def _leaked_bits(key, group, options):
-    factors = [name.removeprefix("true_") for name in group if name.startswith("true_")]
-    columns = [f"{kind}_{name}" for name, kind in product(factors, ("true", "read_extracted", "read_heldout"))]
-    if not factors or any(name not in group for name in columns):
+    known, labels = bits_labels(group)
+    if labels is None:
         return []
-    known = group[(group[columns].notna() & (group[columns] != "")).all(axis=1)]
-    if not len(known):
-        return []
-    labels = [{name: pd.factorize(known[f"{kind}_{name}"])[0] for name in factors} for kind in ("true", "read_extracted", "read_heldout")]
     settings = {"replicates": options.bootstrap, "confidence": options.confidence, "seed": options.seed}
     interval = intervals.bootstrap_statistic(lambda weights: extraction.leaked_bits(*labels, weights), known.concept, known.image_id, **settings)
     return [row(key, known, "leaked bits", "", interval)]
+
+
+def bits_labels(group):
+    """(rows with all factors, (true, read on the match, read on held-outs) per factor as `extraction.leaked_bits` takes them); None for the latter
+    without any."""
+    factors = [name.removeprefix("true_") for name in group if name.startswith("true_")]
+    columns = [f"{kind}_{name}" for name, kind in product(factors, ("true", "read_extracted", "read_heldout"))]
+    if not factors or any(name not in group for name in columns):
+        return group, None
+    known = group[(group[columns].notna() & (group[columns] != "")).all(axis=1)]
+    if not len(known):
+        return known, None
+    return known, tuple({name: pd.factorize(known[f"{kind}_{name}"])[0] for name in factors} for kind in ("true", "read_extracted", "read_heldout"))
 
 
 def _difference(group, column, first, second, options):

@@ -43,7 +43,7 @@ def evaluate(scores, out, options, sizes=()):
     table = read_scores(scores)
     rows = []
     for key, group in table.groupby(GROUP, sort=True):
-        rows += _of_setting(dict(zip(GROUP, key, strict=True)), group, options)
+        rows += of_setting(dict(zip(GROUP, key, strict=True)), group, options)
     for _, group in table.groupby(["world", "base", "method", "defence"], sort=True):
         rows += _differences(group, options)
     for _, group in table.groupby(["world", "base", "method", "attack", "setting"], sort=True):
@@ -81,7 +81,8 @@ def values_of(group):
     return {name: value.to_numpy().astype(float) for name, value in values.items()}
 
 
-def _of_setting(key, group, options):
+def of_setting(key, group, options):
+    """Rows of one attack in one setting; key: its columns up to `setting`."""
     rows = []
     for metric, values in values_of(group).items():
         rows.append(_row(key, group, metric, _proportion(values, group, options) if metric in PROPORTIONS else _bootstrap(values, group, options)))
@@ -93,18 +94,26 @@ def _of_setting(key, group, options):
 
 
 def _leaked_bits(key, group, options):
+    labels = bits_labels(group)
+    if labels is None:
+        return []
+    settings = {"replicates": options.bootstrap, "confidence": options.confidence, "seed": options.seed}
+    interval = intervals.bootstrap_statistic(lambda weights: extraction.leaked_bits(*labels, weights), group.concept, group.seed, **settings)
+    return [_row(key, group, "leaked bits", interval)]
+
+
+def bits_labels(group):
+    """(true, read, read of the next person) per factor of identity, as `extraction.leaked_bits` takes them; None where factors were not read."""
     factors = [name.removeprefix("true_") for name in group if name.startswith("true_")]
     columns = [f"{kind}_{name}" for name in factors for kind in ("true", "read")]
     if not factors or group[columns].isna().any(axis=None) or (group[columns] == "").any(axis=None) or group.concept.nunique() < 2:
-        return []
+        return None
     true, read, other = {}, {}, {}
     for name in factors:
         codes = {value: number for number, value in enumerate(sorted({*group[f"true_{name}"], *group[f"read_{name}"]}))}
         true[name], read[name] = (group[f"{kind}_{name}"].map(codes).to_numpy() for kind in ("true", "read"))
         other[name] = np.roll(read[name], -1)
-    settings = {"replicates": options.bootstrap, "confidence": options.confidence, "seed": options.seed}
-    interval = intervals.bootstrap_statistic(lambda weights: extraction.leaked_bits(true, read, other, weights), group.concept, group.seed, **settings)
-    return [_row(key, group, "leaked bits", interval)]
+    return true, read, other
 
 
 def _differences(group, options):
@@ -113,20 +122,20 @@ def _differences(group, options):
     rows = []
     for first, second in ((OURS, PAPERS), (PAPERS, FINAL), (f"{OURS}-refined", OURS), (f"{PAPERS}-refined", PAPERS), (LEAKY, PAPERS)):
         if (first, "pictures") in by_setting and (second, "pictures") in by_setting:
-            rows += _paired(by_setting[first, "pictures"], by_setting[second, "pictures"], f"{first}-minus-{second}", "pictures", COMPARED, options)
+            rows += paired(by_setting[first, "pictures"], by_setting[second, "pictures"], f"{first}-minus-{second}", "pictures", COMPARED, options)
     linear = by_setting.get(("linear", "embedding"))
     if linear is not None and (OURS, "embedding") in by_setting:
-        rows += _paired(by_setting[OURS, "embedding"], linear, f"{OURS}-minus-linear", "embedding", COMPARED, options)
+        rows += paired(by_setting[OURS, "embedding"], linear, f"{OURS}-minus-linear", "embedding", COMPARED, options)
     for (attack, setting), mine in by_setting.items():
         controls = {name: part for name, part in by_setting.items() if _is_control_of(name, attack, setting)}
         if attack in (*BASELINES, "true-prompt", "captions", "attributes") or ";" in setting or not controls:
             continue
         for name, part in sorted(controls.items()):
             what = name[1].partition("control=")[2] or name[0]
-            rows += _paired(mine, part, f"{attack}-minus-control", f"{setting}; control={what}", COMPARED, options, effects=False)
+            rows += paired(mine, part, f"{attack}-minus-control", f"{setting}; control={what}", COMPARED, options, effects=False)
         for metric in COMPARED:
             best = max(sorted(controls), key=lambda name: values_of(controls[name])[metric].mean())
-            rows += _paired(mine, controls[best], f"{attack}-minus-best-control", setting, (metric,), options)
+            rows += paired(mine, controls[best], f"{attack}-minus-best-control", setting, (metric,), options)
     return rows
 
 
@@ -137,7 +146,7 @@ def _against_untouched(group, options):
     for name, part in parts.items():
         if name and "" in parts and "control=" not in part.setting.iloc[0]:
             metrics = [*COMPARED, *([CAPTIONS] if CAPTIONS in values_of(part) else [])]
-            for row in _paired(part, parts[""], part.attack.iloc[0], part.setting.iloc[0], metrics, options):
+            for row in paired(part, parts[""], part.attack.iloc[0], part.setting.iloc[0], metrics, options):
                 rows.append(row | {"defence": f"{name}-minus-none"})
     return rows
 
@@ -166,7 +175,8 @@ def _sizes(paths, options):
     return rows
 
 
-def _paired(first, second, name, setting, metrics, options, effects=True):
+def paired(first, second, name, setting, metrics, options, effects=True):
+    """Rows of the difference of two attacks, or of one on two kinds of weights, on the same victims in the same order."""
     if list(first.concept) != list(second.concept) or list(first.seed) != list(second.seed):
         raise InputError(f"{name}: the two attacks do not cover the same victims; give all scores of both")
     key = first.iloc[0][GROUP].to_dict() | {"attack": name, "setting": setting}

@@ -50,12 +50,13 @@ class WeightSet:
         return replace(self, pairs=pairs)
 
 
-def load(folders, base):
+def load(folders, base, defences=()):
     """Read model sets (folders or their manifests) whose models are LoRAs of the UNet of `base`; layers must be the same in all.
 
-    Raises `InputError` for anything but such LoRAs.
+    defences: only the models under these are read (empty: all). Raises `InputError` for anything but such LoRAs.
     """
-    parts = [_read(ModelSet.load(folder), base) for folder in folders]
+    sets = [ModelSet.load(folder) for folder in folders]
+    parts = [_read(models.where(defence=list(defences)) if defences else models, base) for models in sets]
     if not parts or not sum(map(len, parts)):
         raise InputError("there is no model to read weights of; give model sets with at least one LoRA")
     for part, folder in zip(parts, folders, strict=True):

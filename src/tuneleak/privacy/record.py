@@ -43,6 +43,15 @@ def released(sigma, q, privacy, pictures_per_person, **further):
     return facts | {"statement": statement(facts)}
 
 
+def of_people(facts, pictures):
+    """The record of a run whose one record was all `pictures` of a person, clipped as one gradient: what it bounds is that person, directly."""
+    facts = facts | {"unit": "person", "pictures_per_unit": pictures, "adjacency": ADJACENCY.replace("record", "person")}
+    if facts["epsilon"] == "infinity":
+        return facts
+    text = f"For one person with all {pictures} pictures, ({facts['epsilon']:.3g}, {facts['delta']:g})-differential privacy under {facts['adjacency']}, over "
+    return facts | {"statement": f"{text}{_steps(facts['steps'])}. " + NOT_COVERED}
+
+
 def _promise(epsilon, ledger, privacy, pictures_per_person):
     """What every record says: budget, history, and the unit's bound by group privacy."""
     group = pictures_per_person if privacy.unit == "person" else 1

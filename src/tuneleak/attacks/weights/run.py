@@ -59,7 +59,7 @@ def run(
         raise InputError(f"two encoders have one name ({', '.join(names)}); their folders must be named differently")
     with runtime.output_lock(out / "scores.csv"):
         loaded = load_base(base, device, dtype)
-        weights = weightset.load([models], loaded)
+        weights = weightset.load([models], loaded, options.only)
         if options.defence:
             weights = weightset.WeightSet(
                 weights.table.assign(defence=weights.table.defence.where(weights.table.defence != "", options.defence)), weights.pairs
@@ -68,7 +68,6 @@ def run(
         instruments["factors"] = load_embedder(factors, device) if factors else None
         if clip_image or clip_text or dino:
             instruments["photographs"] = PhotoSimilarity(clip_image, clip_text, dino, device)
-        gallery = Gallery(weights.table, ImageSet.load(images), ImageSet.load(distractors), instruments)
         others = _second(second, weights, loaded)
         digest = files.digest([options.model_dump(mode="json"), dtype, str(models), str(second), [files.sha256(Path(f) / "config.json") for f in encoders]])
         partial = out / f".partial-{digest}"
@@ -77,16 +76,34 @@ def run(
                 shutil.rmtree(old)
         partial.mkdir(parents=True, exist_ok=True)
         (out / "scores.csv").unlink(missing_ok=True)
+        desks = []
         with batched_lora.BatchedLora(loaded.unet, weights.layers) as lora:
-            desk = Desk(loaded, lora, weights, others, gallery, options, partial)
-            for folder, name in zip(encoders, names, strict=True):
-                with_encoder(desk, folder, name)
-            if options.controls:
-                without_encoder(desk)
-            else:
-                true_prompt(desk)
-        _write(desk, out, options, models=str(models), images=str(images), encoders=[str(folder) for folder in encoders], second=str(second or ""))
+            for number, (mine, again) in enumerate(_groups(weights, others, options.only)):
+                gallery = Gallery(mine.table, ImageSet.load(images), ImageSet.load(distractors), instruments)
+                folder = partial / f"group{number}" if options.only else partial
+                folder.mkdir(exist_ok=True)
+                desks.append(Desk(loaded, lora, mine, again, gallery, options, folder))
+                for encoder, name in zip(encoders, names, strict=True):
+                    with_encoder(desks[-1], encoder, name)
+                if options.controls:
+                    without_encoder(desks[-1])
+                else:
+                    true_prompt(desks[-1])
+        _write(desks, out, options, models=str(models), images=str(images), encoders=[str(folder) for folder in encoders], second=str(second or ""))
         shutil.rmtree(partial)
+
+
+def _groups(weights, others, only):
+    """(WeightSet, second sets) of what is attacked together: all models, or those of each defence, since ranks, thresholds and controls belong to one."""
+    if not only:
+        return [(weights, others)]
+    found = []
+    for name in only:
+        rows = [number for number, defence in enumerate(weights.table.defence) if defence == name]
+        if not rows:
+            raise InputError(f"there is no model under the defence {name!r}; the set holds {', '.join(sorted(set(weights.table.defence)))}")
+        found.append((weights.take(rows), others.take(rows) if others is not None else None))
+    return found
 
 
 class Desk:
@@ -251,10 +268,11 @@ def _second(folder, weights, base):
     return found.take([int(last[name]) for name in weights.table.concept])
 
 
-def _write(desk, out, options, **facts):
-    table = pd.concat([pd.read_csv(path, dtype=str, keep_default_na=False) for path in desk.made], ignore_index=True)
+def _write(desks, out, options, **facts):
+    made = [path for desk in desks for path in desk.made]
+    table = pd.concat([pd.read_csv(path, dtype=str, keep_default_na=False) for path in made], ignore_index=True)
     rows, pictures = [], []
-    for path in desk.made:
+    for path in made:
         if path.with_suffix("").is_dir():
             kept = ImageSet.load(path.with_suffix(""))
             pictures.append(kept.pixels())
@@ -263,8 +281,6 @@ def _write(desk, out, options, **facts):
     if rows:
         imageset.write(out / "reconstructions", rows, np.concatenate(pictures))
         files.write_meta(out / "reconstructions" / "manifest.csv", options, **facts)
-    calls = table.drop_duplicates(["attack", "setting"]).model_calls.astype(int).sum() * len(desk.weights)
-    files.write_meta(
-        out / "scores.csv", options, victims=len(desk.weights), model_calls=int(calls), gallery=desk.gallery.size, false_acceptance_rate=FAR, **facts
-    )
+    calls, victims = int(table.model_calls.astype(int).sum()), sum(len(desk.weights) for desk in desks)
+    files.write_meta(out / "scores.csv", options, victims=victims, model_calls=calls, gallery=desks[0].gallery.size, false_acceptance_rate=FAR, **facts)
     files.write_csv(out / "scores.csv", table)

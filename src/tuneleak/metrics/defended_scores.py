@@ -1,0 +1,202 @@
+"""Attacks of the matrix that give each candidate a score: membership of pictures and people, LiRA and RMIA, and membership after Shake-to-Leak.
+
+All become one table, a row per (attack, model, candidate): `attack, setting, method, defence, world, base, concept, seed, image_id, label` (bool: was
+in), `score`.
+Metrics of each attack under each defence, and their paired differences from no defence on the same candidates:
+
+- AUC: mean over concepts (and seeds) of that within a model; intervals as in `tuneleak.metrics.shake_to_leak`
+- leaked bits: see `tuneleak.metrics.bits`; scores are standardised within a model, thresholds come from other concepts
+- TPR@1%FPR with at least 500 non-members, TPR@0.1%FPR with at least 1,000, from 8 concepts on
+"""
+
+import numpy as np
+import pandas as pd
+
+from tuneleak.errors import InputError
+from tuneleak.metrics import bits, intervals, reading, roc, shadow_models
+from tuneleak.metrics.shake_to_leak import Cell, Rows, auc_of, before, difference, standardised, tuned
+
+SYSTEM, NONE, REFERENCE, SHAKEN = "defences", "none", "reference", "shaken"
+COLUMNS = ["attack", "setting", "method", "defence", "world", "base", "concept", "seed", "image_id", "label", "score"]
+RATES = ((0.01, 500), (0.001, 1000))  # false-positive rate, and non-members it needs
+_MODEL = ["model_id", "world", "base", "concept", "method", "defence", "seed"]
+
+
+def read(membership=(), people=(), shadows=(), shaken=()):
+    """All scores as one table; each argument: files of one kind (scores.csv, people.csv, shadows.csv, scores.csv after the shaking)."""
+    parts = [_membership(membership, ""), _people(people), _shadows(shadows), _membership(shaken, f"{SHAKEN}-")]
+    found = [part for part in parts if part is not None]
+    if not found:
+        return pd.DataFrame(columns=COLUMNS)
+    table = pd.concat(found, ignore_index=True)[COLUMNS]
+    key = [name for name in COLUMNS if name not in ("label", "score")]
+    if table.duplicated(key).any():
+        row = table[table.duplicated(key)].iloc[0]
+        raise InputError(
+            f"attack {row.attack!r}, defence {row.defence!r}, concept {row.concept!r} has two scores of {row.image_id!r}; was a shard given twice?"
+        )
+    return table
+
+
+def _membership(paths, prefix):
+    """Scores of tuned models, and `reference-<attack>`: minus the base's score of the same picture."""
+    if not paths:
+        return None
+    text = [*_MODEL, "attack", "setting", "caption", "image_id", "finetuned"]
+    table = reading.joined(paths, "scores.csv", "attack membership", text, ["score"], complete=["score"])
+    same = ["attack", "setting", "caption", "image_id"]
+    base = table[table.model_id == "base"].drop_duplicates(same)
+    mine = table[table.model_id != "base"].merge(base[[*same, "score"]], on=same, suffixes=("", "_base"), how="left")
+    if mine.score_base.isna().any():
+        raise InputError("a picture has no score of the base; `tuneleak attack membership` scores it in every job")
+    mine = mine.assign(label=mine.finetuned == "1", setting=mine.setting.where(mine.caption == "true", mine.setting + ",caption=" + mine.caption))
+    own = mine.assign(attack=prefix + mine.attack)
+    return pd.concat([own, mine.assign(attack=prefix + f"{REFERENCE}-" + mine.attack, score=mine.score - mine.score_base)], ignore_index=True)
+
+
+def _people(paths):
+    """Photographs of the person trained on that nothing was trained on, against those of strangers."""
+    if not paths:
+        return None
+    text, numbers = [*_MODEL, "caption", "person", "role", "image_id"], ["base_loss", "tuned_loss"]
+    table = reading.joined(paths, "people.csv", "attack people", text, numbers, complete=numbers)
+    table = table[table.role != "member"]
+    return table.assign(
+        attack="people", setting="photographs=1,caption=" + table.caption, label=table.role == "other", score=table.base_loss - table.tuned_loss
+    )
+
+
+def _shadows(paths):
+    """LiRA and RMIA, each model being the target once."""
+    if not paths:
+        return None
+    text, numbers = ["world", "base", "concept", "method", "defence", "seed", "image_id", "role", "setting"], ["loss", "inside"]
+    table, parts = reading.joined(paths, "shadows.csv", "attack shadows", text, numbers, complete=numbers), []
+    for key, group in table.groupby(["world", "base", "method", "defence", "concept", "setting"], sort=True):
+        told = dict(zip(["world", "base", "method", "defence", "concept", "setting"], key, strict=True))
+        losses = {role: part.pivot(index="seed", columns="image_id", values="loss") for role, part in group.groupby("role")}
+        if set(losses) != {"pool", "population"} or any(part.isna().any(axis=None) for part in losses.values()):
+            raise InputError(
+                f"shadow models of {told['concept']!r} did not score the same pictures of pool and population; run `tuneleak attack shadows` again"
+            )
+        inside = group[group.role == "pool"].pivot(index="seed", columns="image_id", values="inside").astype(bool)
+        pool, population = losses["pool"], losses["population"].loc[losses["pool"].index]
+        found = {
+            "lira": shadow_models.lira(pool.to_numpy(), inside.to_numpy()),
+            "rmia": shadow_models.rmia(pool.to_numpy(), inside.to_numpy(), population.to_numpy()),
+        }
+        for attack, scores in found.items():
+            long = pd.DataFrame(scores, pool.index, pool.columns).stack().rename("score").reset_index()
+            long["label"] = inside.stack().to_numpy()[np.isfinite(scores).ravel()] if len(long) < scores.size else inside.stack().to_numpy()
+            parts.append(long.assign(attack=attack, **told))
+    return pd.concat(parts, ignore_index=True)
+
+
+def rows(table, options):
+    """Rows of the metrics table for a table of scores; options: `DefenceEvaluateOptions`."""
+    made = []
+    for key, group in table.groupby(["world", "base", "method", "attack", "setting"], sort=True):
+        told = dict(zip(["world", "base", "method", "attack", "setting"], key, strict=True)) | {"system": SYSTEM}
+        maker = Rows(told["world"], options)
+        cells = {name: cells_of(part) for name, part in group.groupby("defence", sort=False)}
+        for name, found in cells.items():
+            mine = told | {"defence": name}
+            made += [maker.of(mine, "AUC", found, auc_of(tuned)), *_bits(mine, found, options), *_low_rates(mine, found, maker)]
+            if name != NONE and NONE in cells:
+                both = paired_cells(found, cells[NONE])
+                if both:
+                    less = told | {"defence": f"{name}-minus-{NONE}"}
+                    made += [maker.of(less, "AUC", both, difference(tuned, before)), *_bits(less, both, options, paired=True)]
+    return made + _amplified(table, options)
+
+
+def cells_of(group):
+    """One cell per model: labels and scores of its candidates. `InputError` with fewer than two on a side."""
+    cells = []
+    for (concept, seed), part in group.sort_values("image_id").groupby(["concept", "seed"], sort=True):
+        labels, scores = part.label.to_numpy(bool), part.score.to_numpy(float)
+        if min(labels.sum(), (~labels).sum()) < 2:
+            if part.attack.iloc[0] in ("lira", "rmia"):
+                continue  # a coin may leave a target with one picture
+            raise InputError(f"a model of {concept!r} needs at least two candidates that were in, and two that were not")
+        cells.append(Cell(part.base.iloc[0], seed, concept, labels, scores, scores, part.image_id.to_numpy()))
+    return cells
+
+
+def paired_cells(cells, others):
+    """Cells of a defence with the undefended scores of the same candidates in `before`, where membership is the same in both."""
+    others, found = {(cell.domain, cell.seed): cell for cell in others}, []
+    for cell in cells:
+        other = others.get((cell.domain, cell.seed))
+        if other is None:
+            continue
+        where = {name: number for number, name in enumerate(other.dose)}
+        keep = [i for i, name in enumerate(cell.dose) if name in where and other.labels[where[name]] == cell.labels[i]]
+        labels, at = cell.labels[keep], [where[cell.dose[i]] for i in keep]
+        if len(keep) and min(labels.sum(), (~labels).sum()) > 1:
+            found.append(Cell(cell.base, cell.seed, cell.domain, labels, cell.tuned[keep], other.tuned[at], cell.dose[keep]))
+    return found
+
+
+def _joined(cells, score):
+    return np.concatenate([standardised(score(cell)) for cell in cells])
+
+
+def _bits(key, cells, options, paired=False):
+    """Leaked bits, or what a defence changes about them; nothing with a single concept, which leaves none to set the threshold on."""
+    concepts = np.concatenate([[cell.domain] * len(cell.labels) for cell in cells]) if cells else np.array([])
+    if len(set(concepts)) < 2:
+        return []
+    labels, images = (np.concatenate([getattr(cell, name) for cell in cells]) for name in ("labels", "dose"))
+    decided = [bits.held_out_decisions(labels, _joined(cells, score), concepts) for score in ((tuned, before) if paired else (tuned,))]
+
+    def statistic(weights):
+        values = [bits.weighted_bits(labels, decisions, weights) for decisions in decided]
+        return values[0] - values[1] if paired else values[0]
+
+    settings = {"replicates": options.bootstrap, "confidence": options.confidence, "seed": options.seed}
+    found = intervals.bootstrap_statistic(statistic, concepts, images, **settings)
+    return [numbers(key, "leaked bits", found, {cell.seed for cell in cells})]
+
+
+def numbers(key, metric, interval, seeds=()):
+    """A row from an `intervals.Interval`."""
+    note = "" if interval.unit == "concepts" else f"; interval={interval.unit}"
+    told = {"value": interval.value, "ci_low": interval.low, "ci_high": interval.high, "n": interval.n, "seeds": ";".join(sorted(map(str, seeds)))}
+    return {"defence": "", **key, "system": SYSTEM, "setting": key["setting"] + note, "metric": metric, **told}
+
+
+def _low_rates(key, cells, maker):
+    labels = np.concatenate([cell.labels for cell in cells])
+    concepts = sorted({cell.domain for cell in cells})
+    made = []
+    for rate, needed in RATES:
+        if (~labels).sum() < needed or len(concepts) < intervals.MINIMUM_CLUSTERS:
+            continue
+        values = [standardised(cell.tuned) for cell in cells]
+        of_concept = {name: [i for i, cell in enumerate(cells) if cell.domain == name] for name in concepts}
+
+        def rate_of(chosen, rate=rate, values=values, of_concept=of_concept):
+            picked = [i for name in chosen for i in of_concept[name]]
+            scores, known = np.concatenate([values[i] for i in picked]), np.concatenate([cells[i].labels for i in picked])
+            return roc.tpr_at_fpr(scores[known], scores[~known], rate, minimum_nonmembers=1)
+
+        rng = np.random.default_rng(maker.options.seed)
+        drawn = [rate_of(rng.choice(concepts, len(concepts))) for _ in range(maker.options.bootstrap)]
+        low, high = np.quantile(drawn, [0.5 - maker.options.confidence / 2, 0.5 + maker.options.confidence / 2])
+        made.append(maker.row(key, f"TPR@{100 * rate:g}%FPR", (rate_of(concepts), low, high), len(labels)))
+    return made
+
+
+def _amplified(table, options):
+    """AUC after the shaking minus that of the released model, of one attack on the same pictures; and what a defence changes about that difference."""
+    made = []
+    for key, group in table[table.attack.str.startswith(f"{SHAKEN}-")].groupby(["world", "base", "method", "attack", "setting"], sort=True):
+        told = dict(zip(["world", "base", "method", "attack", "setting"], key, strict=True)) | {"system": SYSTEM}
+        released = table[(table.attack == told["attack"].removeprefix(f"{SHAKEN}-")) & (table.setting == told["setting"]) & (table.method == told["method"])]
+        maker = Rows(told["world"], options)
+        for name, part in group.groupby("defence", sort=False):
+            both = paired_cells(cells_of(part), cells_of(released[released.defence == name]))
+            if both:
+                made.append(maker.of(told | {"defence": name}, "amplification", both, difference(tuned, before)))
+    return made

@@ -1,0 +1,115 @@
+"""The figures, tables and summary of the matrix, drawn from its metrics alone: `matrix` (heat map), `matrix.html`, `planes`, `summary.md`."""
+
+from pathlib import Path
+
+import numpy as np
+
+from tuneleak import files
+from tuneleak.errors import InputError
+from tuneleak.privacy import published
+from tuneleak.report import matrix, names, practice, style, tex
+
+_MARKERS = "os^DvPX*<>"
+_PRIVATE, _PLAIN = "#0072B2", "#E69F00"
+
+
+def figures(metrics, out, tables):
+    """Write `<out>/{matrix,planes}.{pdf,png}`, `<out>/matrix.html`, `<out>/summary.md` and `<tables>/defences_{matrix,accounting,summary}.tex`.
+
+    metrics: table of `evaluate defences`, or the joined one. Raises `InputError` for a table without rows of the matrix.
+    """
+    out, tables = Path(out), Path(tables)
+    table = matrix.read(metrics)
+    if table.empty:
+        raise InputError(f"{metrics} holds no row of {matrix.SYSTEM}; run `tuneleak evaluate defences` first")
+    heat(table, out)
+    planes(table, out)
+    files.write_text(out / "matrix.html", matrix.html(table))
+    said = practice.sentences(table)
+    files.write_text(out / "summary.md", practice.markdown(said))
+    files.write_text(tables / "defences_matrix.tex", matrix.tex_table(table))
+    files.write_text(tables / "defences_accounting.tex", accounting_table())
+    files.write_text(tables / "defences_summary.tex", practice.typeset(said))
+    files.write_meta(out / "figures", None, metrics=str(metrics))
+
+
+def heat(table, out):
+    """A panel per method: rows are defences, columns attacks; the colour is the share of the undefended leak that is left, the text leaked bits or the
+    own metric."""
+    shown, methods = matrix.columns(table), matrix.methods(table)
+    lines = [(method, matrix.defences(table, method)) for method in methods]
+    height = sum(0.2 * len(names_) + 0.25 for _, names_ in lines) + 0.9
+    with style.figure(style.TEXT_WIDTH, height) as figure:
+        panels = figure.subplots(len(lines), 1, squeeze=False, height_ratios=[len(names_) for _, names_ in lines])[:, 0]
+        for panel, (method, named) in zip(panels, lines, strict=True):
+            shares = np.array([[matrix.kept(table, method, defence, column) for column in shown] for defence in named])
+            panel.imshow(np.ma.masked_invalid(shares), cmap="Oranges", vmin=0, vmax=1.6, aspect="auto")
+            for i, defence in enumerate(named):
+                for j, column in enumerate(shown):
+                    found = matrix.cell(table, method, defence, column)
+                    text = "–" if found.own is None else found.text if found.bits is not None else f"({found.text})"
+                    panel.text(j, i, text, ha="center", va="center", fontsize=5.5)
+            panel.set_yticks(range(len(named)), named, fontsize=6)
+            panel.set_xticks(range(len(shown)), [column[3] for column in shown], rotation=35, ha="right", fontsize=6)
+            panel.tick_params(labelbottom=panel is panels[-1])
+            panel.grid(visible=False)
+            panel.set_title(names.method_name(method), loc="left")
+        style.save(figure, out, "matrix")
+
+
+def planes(table, out):
+    """A panel per attack: its own metric (down is private) over the likeness that is kept (right is useful); the front of the means is joined."""
+    shown = [column for column in matrix.columns(table) if _points(table, column)]
+    with style.figure(style.TEXT_WIDTH, 1.9 * max(1, -(-len(shown) // 3))) as figure:
+        grid = figure.subplots(max(1, -(-len(shown) // 3)), 3, squeeze=False).ravel()
+        for panel in grid[len(shown) :]:
+            panel.set_axis_off()
+        if not shown:
+            style.note(grid[1], "no attack has both leakage and utility in this run")
+        for panel, column in zip(grid, shown, strict=False):
+            for number, (method, points) in enumerate(_points(table, column).items()):
+                _scatter(panel, points, _MARKERS[number % len(_MARKERS)], names.method_name(method))
+            panel.set_title(column[3])
+            panel.set(xlabel="likeness kept", ylabel=column[2])
+        if shown:
+            grid[0].legend(loc="best", fontsize=5)
+        style.save(figure, out, "planes")
+
+
+def _points(table, column):
+    """{method: [(defence, row of use, row of leakage)]} of the defences that have both."""
+    found = {}
+    for method in matrix.methods(table):
+        rows = [(name, matrix.row_of(table, method, name, "", "similarity kept"), matrix.cell(table, method, name, column).own)
+                for name in matrix.defences(table, method)]  # fmt: skip
+        points = [row for row in rows if row[1] is not None and row[2] is not None]
+        if len(points) > 1:
+            found[method] = points
+    return found
+
+
+def _scatter(panel, points, marker, label):
+    from tuneleak.metrics.defended_use import pareto
+
+    use, leak = np.array([use.value for _, use, _ in points]), np.array([leak.value for _, _, leak in points])
+    for name, x, y in points:
+        whiskers = [np.maximum([[row.value - row.ci_low], [row.ci_high - row.value]], 0) for row in (y, x)]
+        colour = _PRIVATE if name.startswith("dp") else _PLAIN
+        look = {"markersize": 3, "elinewidth": 0.4, "color": colour, "label": label if name == matrix.NONE else None}
+        panel.errorbar(x.value, y.value, whiskers[0], whiskers[1], fmt=marker, **look)
+        panel.annotate(name, (x.value, y.value), xytext=(2, 2), textcoords="offset points", fontsize=4.5)
+    front = np.flatnonzero(pareto(leak, use))
+    order = front[np.argsort(use[front])]
+    panel.plot(use[order], leak[order], color="#555555", linewidth=0.7, zorder=0)
+
+
+def accounting_table():
+    """TeX tabular: the public code's "epsilon 10" three ways, what noise an honest 10 needs, and what first steps of DPGM show about its claim."""
+    body = []
+    for row in published.accounts():
+        numbers = [tex.number(row["rate"], 3), f"{row['steps']:,d}".replace(",", r"\,"), f"{row['sigma']:.2f}", f"{row['epsilon']:.1f}", f"{row['renyi']:.1f}"]
+        body.append([tex.escape(row["how"]), row["unit"], *numbers])
+    claimed, shown = published.refute_dpgm()
+    body.append(tex.heading(rf"DPGM claims {claimed:g}; {published.RUNS:,d} simulated first steps show at least {shown:.1f}".replace(",", r"\,"), 7))
+    head = [["counted", "unit", "$q$", "steps", r"$\sigma$", r"$\varepsilon$", r"$\varepsilon$ (R\'enyi)"]]
+    return tex.tabular("@{}llrrrrr@{}", head, body)

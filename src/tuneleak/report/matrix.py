@@ -1,0 +1,169 @@
+"""The matrix of attacks and defences as rows, columns and cells, read off the metrics table: what its heat map, HTML page and TeX table share."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tuneleak.report import names, rows, tex
+
+SYSTEM, NONE, MINUS = "defences", "none", "-minus-none"
+# columns in order: attack, the group of attacks that a cell which is not run is told for, own metric, heading
+COLUMNS = (
+    ("loss", "membership", "AUC", "loss"),
+    ("reference-loss", "membership", "AUC", "loss, reference"),
+    ("secmi-stat", "membership", "AUC", "SecMI"),
+    ("pia", "membership", "AUC", "PIA"),
+    ("lira", "shadows", "AUC", "LiRA"),
+    ("rmia", "shadows", "AUC", "RMIA"),
+    ("people", "people", "AUC", "person"),
+    ("finextract", "extraction", "AS", "FineXtract"),
+    ("finextract-no-caption", "extraction", "AS", "FineXtract, no caption"),
+    ("weights-spectral", "weights", "MRR", "weights, ours"),
+    ("weights-autoencoder", "weights", "MRR", "weights, paper's"),
+    ("shaken-reference-loss", "shake", "AUC", "Shake-to-Leak"),
+)
+CHANCE = {"AUC": 0.5}  # what a model that leaked nothing would show; of other metrics it is not a constant
+BITS = "leaked bits"
+USE = ("similarity", "caption accuracy", "KID")
+_PREFERRED = ("caption=none", "pictures")  # of several settings of an attack, the one that knows least of the caption, and pictures before names
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Rows of the metrics table (named tuples) of one attack under one defence: its own metric, its leaked bits, or why neither is there."""
+
+    own: object = None
+    bits: object = None
+    reason: str = ""
+
+    @property
+    def text(self):
+        """What stands in the heat map."""
+        shown = self.bits if self.bits is not None else self.own
+        return "" if shown is None else f"{shown.value:.2f}"
+
+    @property
+    def told(self):
+        """Everything, for whoever points at it."""
+        if self.own is None:
+            return f"not run: {self.reason}"
+        parts = [f"{row.metric} {row.value:.3f} [{row.ci_low:.3f}, {row.ci_high:.3f}]" for row in (self.bits, self.own) if row is not None]
+        note = f"; interval over {self.own.interval}" if self.own.interval else ""
+        return "; ".join(parts) + f"; n = {self.own.n:.0f}{note}"
+
+
+def read(path):
+    """The plain rows of the matrix, and the differences from no defence."""
+    table = rows.read_metrics(path)
+    table = table[table.system == SYSTEM]
+    return table[(table.control == "") & (table.bound == "") & (table.concept == "")]
+
+
+def methods(table):
+    """Fine-tuning methods in order."""
+    return names.methods_in_order(table.method)
+
+
+def defences(table, method):
+    """Defences in the order of the table, none first."""
+    found = [name for name in dict.fromkeys(table[table.method == method].defence) if name and "-minus-" not in name]
+    return [NONE, *(name for name in found if name != NONE)]
+
+
+def columns(table):
+    """The columns that any method has a number in."""
+    known = set(table.attack[table.metric.isin(["AUC", "AS", "MRR"])])
+    return [column for column in COLUMNS if column[0] in known]
+
+
+def row_of(table, method, defence, attack, metric):
+    """The row of one number, or None; of several settings the preferred one, else the first."""
+    found = table[(table.method == method) & (table.defence == defence) & (table.attack == attack) & (table.metric == metric)]
+    for words in _PREFERRED:
+        best = found[found.guidance.str.endswith(words)]
+        found = best if len(best) else found
+    return next(found.itertuples(), None)
+
+
+def cell(table, method, defence, column):
+    """The `Cell` of a defence and a column."""
+    attack, group, metric, _ = column
+    own, bits = (row_of(table, method, defence, attack, name) for name in (metric, BITS))
+    if own is not None:
+        return Cell(own, bits)
+    told = table[(table.metric == "not run") & (table.method == method) & (table.defence == defence) & (table.attack == group)]
+    return Cell(reason=told.guidance.iloc[0] if len(told) else "not measured")
+
+
+def kept(table, method, defence, column):
+    """Share of the undefended leak that is left, between 0 and 1, for the colour of a cell: of leaked bits where both are there and no defence leaks
+    any, else of
+    the own metric above what chance gives; NaN without either."""
+    mine, none = cell(table, method, defence, column), cell(table, method, NONE, column)
+    for kind, chance in (("bits", 0.0), ("own", CHANCE.get(column[2], 0.0))):
+        own, whole = getattr(mine, kind), getattr(none, kind)
+        if own is not None and whole is not None and whole.value > chance:
+            return float(np.clip((own.value - chance) / (whole.value - chance), 0, 1))
+    return np.nan
+
+
+def tex_table(table):
+    """TeX tabular: a block per method, a row per defence; leaked bits with intervals where they are known (own metric in brackets otherwise), and
+    likeness kept."""
+    shown = columns(table)
+    head = [["defence", r"$\varepsilon$", "likeness kept", *(tex.escape(column[3]) for column in shown)]]
+    body = []
+    for method in methods(table):
+        body.append(tex.heading(tex.escape(names.method_name(method)), len(shown) + 3))
+        for defence in defences(table, method):
+            epsilon, use = row_of(table, method, defence, "", "epsilon"), row_of(table, method, defence, "", "similarity kept")
+            cells = [_tex_cell(cell(table, method, defence, column)) for column in shown]
+            body.append([tex.escape(defence), "" if epsilon is None else f"{epsilon.value:.3g}", _number(use), *cells])
+    return tex.tabular("@{}lrl" + "l" * len(shown) + "@{}", head, body or [[tex.MISSING] * (len(shown) + 3)])
+
+
+def _tex_cell(found):
+    if found.own is None:
+        return tex.NOT_RECORDED
+    return _number(found.bits) if found.bits is not None else f"({_number(found.own)})"
+
+
+def _number(row):
+    return tex.MISSING if row is None else tex.with_interval(row.value, row.ci_low, row.ci_high, 2, size=r"\tiny")
+
+
+def html(table):
+    """The matrix as one HTML page without scripts: a table per method; whoever points at a cell reads its intervals, or why it was not run."""
+    from html import escape
+
+    parts = ["<!doctype html><meta charset='utf-8'><title>Every attack under every defence</title><style>", _STYLE, "</style>"]
+    parts.append("<p>Leaked bits (where none are known, the attack's own metric in brackets); the darker, the more of the undefended leak is left.</p>")
+    shown = columns(table)
+    for method in methods(table):
+        parts.append(
+            f"<h2>{escape(names.method_name(method))}</h2><table><tr><th>defence<th>likeness kept{''.join(f'<th>{escape(column[3])}' for column in shown)}"
+        )
+        for defence in defences(table, method):
+            use = row_of(table, method, defence, "", "similarity kept")
+            told = "" if use is None else f"similarity kept {use.value:.3f} [{use.ci_low:.3f}, {use.ci_high:.3f}]"
+            line = [f"<tr><th>{escape(defence)}<td title='{escape(told)}'>{'' if use is None else f'{use.value:.2f}'}"]
+            for column in shown:
+                found, share = cell(table, method, defence, column), kept(table, method, defence, column)
+                text = found.text if found.own is None or found.bits is not None else f"({found.text})"
+                look = "background:repeating-linear-gradient(45deg,#fff,#fff 4px,#ddd 4px,#ddd 6px)" if found.own is None else _colour(share)
+                line.append(f"<td title='{escape(found.told, quote=True)}' style='{look}'>{text}")
+            parts.append("".join(line))
+        parts.append("</table>")
+    return "\n".join(parts) + "\n"
+
+
+_STYLE = (
+    "body{font:13px sans-serif;margin:2em}td,th{padding:3px 7px;text-align:right;border:1px solid #fff}th{font-weight:600}tr>th:first-child{text-align:left}"
+)
+
+
+def _colour(share):
+    if not np.isfinite(share):
+        return "background:#eee"
+    level = 255 - round(150 * share)
+    return f"background:rgb(255,{level},{round(level * 0.82)})"

@@ -1,0 +1,124 @@
+# Look-ups of the matrix of all attacks under all defences. No rules here.
+MATRIX = study.defences
+MATRIX_FIGURES = ["matrix", "planes"]
+MATRIX_TABLES = ["defences_matrix", "defences_accounting", "defences_summary"]
+MATRIX_CELLS = [(recipe.method, shard) for recipe in MATRIX.recipes for shard in range(-(-MATRIX.concepts // MATRIX.shard_concepts))]
+
+
+def matrix_world():
+    return one(study.worlds, name=MATRIX.world)
+
+
+def matrix_images(wildcards):
+    return f"{RESULTS}/data/{matrix_world().images}/manifest.csv"
+
+
+def matrix_base_folder(wildcards):
+    return pipeline_folder(matrix_world().base)
+
+
+def matrix_base(wildcards):
+    return f"{matrix_base_folder(wildcards)}/model_index.json"
+
+
+def first_matrix_concept(wildcards):
+    return int(wildcards.shard) * MATRIX.shard_concepts
+
+
+def last_matrix_concept(wildcards):
+    return min(first_matrix_concept(wildcards) + MATRIX.shard_concepts, MATRIX.concepts)
+
+
+def matrix_training(wildcards):
+    return as_json(MATRIX.training(wildcards.method))
+
+
+def matrix_extraction(wildcards):
+    knobs = study.finextract
+    return as_json(
+        ExtractionOptions(
+            attack="finextract",
+            guidance=[frozen_guidance(MATRIX.world, wildcards.method, "finextract")],
+            conditions=MATRIX.conditions,
+            generations_per_image=MATRIX.generations_per_image,
+            steps=knobs.steps,
+            sampler=knobs.sampler,
+            batch=knobs.batch,
+            cluster=knobs.cluster,
+            control_draws=knobs.control_draws,
+        )
+    )
+
+
+def matrix_reads():
+    return study.instruments.factors if MATRIX.recipes and matrix_world().factors else ""
+
+
+def matrix_factors_flag(wildcards):
+    return f"--factors {shlex.quote(matrix_reads())}" if matrix_reads() else ""
+
+
+def matrix_encoders(wildcards):
+    return [f"{RESULTS}/weights/encoders/none/{name}/config.json" for name in MATRIX.weights]
+
+
+def matrix_encoder_modules():
+    return [encoder_module(encoder_plan(name).options.attack) for name in MATRIX.weights] if "weights" in MATRIX.attacks else []
+
+
+def matrix_weights_options(wildcards):
+    return as_json(study.lora_weights.run, controls=False, only=MATRIX.run(wildcards.method, "weights"))
+
+
+def matrix_shadow_training(wildcards):
+    recipe = MATRIX.recipe(wildcards.method).model_copy(update={"seeds": list(range(MATRIX.shadows.models))})
+    return as_json(study.lora_weights.collect, recipe=recipe, snapshot_every=0, trigger="", coin=True, models_at_once=MATRIX.shadows.models_at_once)
+
+
+def matrix_shadow_options(wildcards):
+    return as_json(MATRIX.shadow_options(wildcards.method))
+
+
+def matrix_shake_options(wildcards):
+    return as_json(MATRIX.shake_options(wildcards.method))
+
+
+def matrix_parts(attack, name):
+    """The files `name` of a group of attacks, of every method and shard in which it is run on any defence."""
+    return [f"{RESULTS}/defences/{method}/{shard}/{name}" for method, shard in MATRIX_CELLS if MATRIX.run(method, attack)]
+
+
+def matrix_scores():
+    """{argument of `evaluate defences`: its files}."""
+    return {
+        "membership": matrix_parts("membership", "membership.csv"),
+        "people": matrix_parts("people", "people.csv"),
+        "shadows": matrix_parts("shadows", "shadows.csv"),
+        "shaken": matrix_parts("shake", "shaken.csv"),
+        "matches": matrix_parts("extraction", "extraction/matches.csv"),
+        "weights": matrix_parts("weights", "weights/scores.csv"),
+        "utility": [f"{RESULTS}/defences/{method}/{shard}/utility.csv" for method, shard in MATRIX_CELLS],
+        "privacy": [f"{RESULTS}/defences/{method}/{shard}/models/privacy.csv" for method, shard in MATRIX_CELLS],
+    }
+
+
+def matrix_flags(wildcards):
+    given = matrix_scores() | {"world": [MATRIX.world], "base": [matrix_world().base]}
+    return " ".join(word for name, paths in given.items() if paths for word in (f"--{name}", *map(shlex.quote, paths)))
+
+
+def matrix_tables():
+    """The metrics table of the matrix, if this preset runs it."""
+    return [f"{RESULTS}/metrics/defences/main.csv"] if MATRIX.recipes else []
+
+
+def matrix_figures():
+    return [f"{RESULTS}/figures/defences/{name}.pdf" for name in MATRIX_FIGURES] if MATRIX.recipes else []
+
+
+def matrix_tex():
+    return [f"{RESULTS}/tables/{name}.tex" for name in MATRIX_TABLES] if MATRIX.recipes else []
+
+
+def folder_of_matrix_figures(wildcards, output):
+    return str(Path(output.pdf[0]).parent)
