@@ -20,7 +20,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 RESULTS = Path("results/embedded")
-OTHERS = ("shake-to-leak/main", "lora-weights/main", "dp-ldm/main", "finextract/ablations", "finextract/attacker")
+OTHERS = ("shake-to-leak/main", "lora-weights/main", "dp-ldm/main", "finextract/ablations", "finextract/attacker", "defences/main")
 COLUMNS = "system,world,base,method,attack,defence,setting,metric,value,ci_low,ci_high,n,seeds"
 TARGETS = [str(RESULTS / "metrics/finextract/main.csv"), str(RESULTS / "metrics.csv"), str(RESULTS / "claims.csv")]
 RULES = ["evaluate_finextract", "join_metrics", "check_claims"]  # Snakemake creates the environments of all rules it knows of

@@ -78,7 +78,8 @@ def test_lira_is_the_likelihood_ratio_of_gaussians():
 
 
 def test_lira_leaves_the_target_out_and_asks_for_shadows():
-    """Ten models, one picture, five of them trained on it: the target's means are those of the nine others, the deviations those of each side about its mean."""
+    """Ten models, one picture, five of them trained on it: the target's means are those of the nine others, the deviations those of each side about
+    its mean."""
     losses, inside = np.arange(10.0)[:, None] ** 1.5, (np.arange(10) % 2 == 0)[:, None]
     phi = -losses[:, 0]
     sides = [phi[inside[:, 0]], phi[~inside[:, 0]]]

@@ -87,8 +87,8 @@ def _extraction_less(name, part, none, options):
     if not len(pairs):
         return []
     key = pairs.iloc[0][finextract.GROUP].to_dict() | {"defence": f"{name}-minus-{NONE}"}
-    rows = [row for row in finextract.paired(key, pairs, pairs.extracted - pairs.extracted_none, options) if row["metric"] == "AS"]
-    defended, first = finextract.bits_labels(pairs)
+    rows = finextract.paired(key, pairs, pairs.extracted - pairs.extracted_none, options)
+    defended, first = finextract.bits_labels(pairs.drop(columns=[f"{column}_none" for column in columns]))
     undefended = pairs.drop(columns=columns).rename(columns={f"{column}_none": column for column in columns})
     _, second = finextract.bits_labels(undefended)
     if first is None or second is None or len(defended) < len(pairs):

@@ -194,9 +194,30 @@ def _amplified(table, options):
     for key, group in table[table.attack.str.startswith(f"{SHAKEN}-")].groupby(["world", "base", "method", "attack", "setting"], sort=True):
         told = dict(zip(["world", "base", "method", "attack", "setting"], key, strict=True)) | {"system": SYSTEM}
         released = table[(table.attack == told["attack"].removeprefix(f"{SHAKEN}-")) & (table.setting == told["setting"]) & (table.method == told["method"])]
-        maker = Rows(told["world"], options)
+        maker, found = Rows(told["world"], options), {}
         for name, part in group.groupby("defence", sort=False):
-            both = paired_cells(cells_of(part), cells_of(released[released.defence == name]))
-            if both:
-                made.append(maker.of(told | {"defence": name}, "amplification", both, difference(tuned, before)))
+            found[name] = paired_cells(cells_of(part), cells_of(released[released.defence == name]))
+        for name, cells in found.items():
+            if cells:
+                made.append(maker.of(told | {"defence": name}, "amplification", cells, difference(tuned, before)))
+            both = [(cell, other) for cell in cells for other in found.get(NONE, []) if (cell.domain, cell.seed) == (other.domain, other.seed)]
+            if name != NONE and both:
+                made.append(_amplified_less(told | {"defence": f"{name}-minus-{NONE}"}, both, maker))
     return made
+
+
+def _amplified_less(key, pairs, maker):
+    """The amplification under a defence minus that under none; pairs: cells of both on the same model's pictures (tuned: shaken, before: released)."""
+    others = {(cell.domain, cell.seed): other for cell, other in pairs}
+
+    def statistic(cell):
+        other = others[cell.domain, cell.seed]
+        at = {name: number for number, name in enumerate(other.dose)}
+        keep = [i for i, name in enumerate(cell.dose) if name in at and other.labels[at[name]] == cell.labels[i]]
+        theirs = [at[cell.dose[i]] for i in keep]
+        scores = [cell.tuned[keep], cell.before[keep], other.tuned[theirs], other.before[theirs]]
+        values, covariance = roc.auc_covariance(cell.labels[keep], scores)
+        weights = np.array([1.0, -1.0, -1.0, 1.0])
+        return weights @ values, weights @ covariance @ weights
+
+    return maker.of(key, "amplification", [cell for cell, _ in pairs], statistic)

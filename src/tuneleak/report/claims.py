@@ -31,7 +31,7 @@ _METRICS = (
     "regeneration amplification", "members ", "generations matched", "CLIP R@1",
     "exact match", "word accuracy", "words found", "average precision",
 )  # fmt: skip
-_CHOSEN = ("best-control", "chance")  # picked by the evaluation among rows that are there, or computed
+_CHOSEN = ("best-control", "chance", "best-at-kept-utility")  # picked by the evaluation among rows that are there, or computed
 _METHODS = set(get_args(FinetuneOptions.model_fields["method"].annotation))
 _MEMBERSHIP = get_args(MembershipAttack)
 _REGENERATION = {f"regeneration-{measure}" for measure in ("l2", "tile", "adaptive", "aligned", "clique")}
@@ -57,6 +57,14 @@ _VOCABULARY = {  # of each system, so that a slip in a selector is not taken for
         "method": _METHODS,
     },
     "dp-ldm": {"attack": {"audit-dirac", "audit-pictures"}, "method": {*get_args(Trainable), "dp-mepf", "dpagg-ti", "base", "real"}},
+    "defences": {
+        "attack": {
+            *(f"{kind}{attack}" for kind in ("", "reference-", "shaken-", "shaken-reference-") for attack in _MEMBERSHIP),
+            *("lira", "rmia", "people", "finextract", *(f"finextract-{name}" for name in ("no-caption", *get_args(CaptionCondition)))),
+            *(f"weights-{name}" for name in get_args(WeightsTrainOptions.model_fields["attack"].annotation)),
+        },
+        "method": _METHODS,
+    },
     "shake-to-leak": {
         "attack": {"model-blind", "clip-rp", *_REGENERATION, *(f"{kind}{attack}" for kind in ("", "reference-", "two-score-") for attack in _MEMBERSHIP)},
         "method": _METHODS | {"base", "none", "others", "gaussian"},
@@ -121,7 +129,7 @@ def _absent(select, mine):
         if column == "world" and "world" in select:
             plain = plain[plain.world == select["world"]]
     for part in filter(None, select["defence"].split("-minus-")):
-        if part != "none" and part not in set(plain.defence):
+        if part not in ("none", *_CHOSEN, *plain.defence):
             return f"defence {part!r} was not run"
     if select.get("guidance", "") and select["guidance"] not in set(mine.guidance):
         return f"setting {select['guidance']!r} was not run"

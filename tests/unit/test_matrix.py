@@ -1,0 +1,278 @@
+"""The matrix: its evaluation on made-up scores with known answers, planes and rankings, what is drawn and said of it, and its configuration."""
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from scipy import stats
+
+from tuneleak import budget, config
+from tuneleak.errors import InputError
+from tuneleak.metrics import bits, defences, defended_scores, defended_use, roc
+from tuneleak.report import figures_defences, matrix, practice, rows
+from tuneleak.studies.defences import DefenceEvaluateOptions, Missing
+
+ROOT = Path(__file__).resolve().parents[2]
+CONCEPTS, SHIFT = [f"p{i}" for i in range(8)], {"none": 2.0, "dp-1": 0.0}
+OPTIONS = DefenceEvaluateOptions(
+    bootstrap=200, missing=[Missing(method="lora", defence="dp-1", attack="weights", reason="words are released and no LoRA")], utility_kept=0.9
+)
+MODEL = {"world": "w", "base": "b", "method": "lora", "seed": "0"}
+
+
+def scores(folder, rng):
+    """membership.csv: eight concepts, twenty members and sixty others; the tuned score of a member is shifted, the base's is part of every score."""
+    parts = []
+    for concept in CONCEPTS:
+        names = [f"{concept}-{i}" for i in range(80)]
+        inside, base = np.arange(80) < 20, rng.normal(0, 3, 80)
+        common = {"attack": "loss", "setting": "t=50", "caption": "true", "image_id": names}
+        parts.append(pd.DataFrame({"model_id": "base", **MODEL, "concept": "", "defence": "", "finetuned": 0, "score": base} | common))
+        for name, shift in SHIFT.items():
+            told = {"model_id": f"{concept}-{name}", **MODEL, "concept": concept, "defence": name, "finetuned": inside.astype(int)}
+            parts.append(pd.DataFrame(told | common | {"score": base + rng.normal(0, 1, 80) + shift * inside}))
+    path = folder / "membership.csv"
+    pd.concat(parts).to_csv(path, index=False)
+    return path
+
+
+def utility(folder):
+    parts = [
+        {"model_id": "base", "world": "w", "base": "b", "concept": name, "method": "", "defence": "", "seed": "", "similarity_heldout": 0.1}
+        for name in CONCEPTS
+    ]
+    for number, concept in enumerate(CONCEPTS):
+        for name, value in (("none", 0.5), ("dp-1", 0.2)):
+            told = {"model_id": f"{concept}-{name}", "concept": concept, "defence": name, **MODEL}
+            parts.append(told | {"similarity_heldout": value + 0.01 * (number % 3), "kid_heldout": 0.2, "loss_heldout": 0.05, "caption_accuracy": 0.5})
+    path = folder / "utility.csv"
+    pd.DataFrame(parts).to_csv(path, index=False)
+    return path
+
+
+def matches(folder, rng):
+    parts = []
+    for concept in CONCEPTS:
+        for name, level in (("none", 0.7), ("dp-1", 0.3)):
+            for condition in ("", ",caption=none"):
+                true = rng.integers(0, 4, 12)
+                read = true if name == "none" else rng.integers(0, 4, 12)
+                told = {"model_id": f"{concept}-{name}", "concept": concept, "defence": name, **MODEL, "attack": "finextract", "setting": f"w=3{condition}"}
+                told |= {
+                    "image_id": [f"{concept}-{i}" for i in range(12)],
+                    "extracted": level + rng.normal(0, 0.02, 12),
+                    "oracle": 0.8,
+                    "random": 0.2,
+                    "heldout": 0.25,
+                }
+                told |= {"n_extracted": 12, "threshold": 0.5, "true_eyes": true, "read_extracted_eyes": read, "read_heldout_eyes": rng.integers(0, 4, 12)}
+                parts.append(pd.DataFrame(told))
+    path = folder / "matches.csv"
+    pd.concat(parts).to_csv(path, index=False)
+    return path
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    folder, rng = tmp_path_factory.mktemp("matrix"), np.random.default_rng(0)
+    privacy = {"model_id": "m", "concept": "p0", "method": "lora", "defence": "dp-1", "seed": 0, "unit": "image", "epsilon": 1.0, "delta": 1e-3}
+    privacy |= {"person_epsilon": 6.0, "person_delta": 0.4, "noise_multiplier": 16.0, "sample_rate": 1, "steps": 40, "n_images": 6}
+    pd.DataFrame([privacy, privacy | {"model_id": "n", "epsilon": 0.9}]).to_csv(folder / "privacy.csv", index=False)
+    files = {"membership": [scores(folder, rng)], "utility": [utility(folder)], "matches": [matches(folder, rng)], "privacy": [folder / "privacy.csv"]}
+    defences.evaluate(folder / "main.csv", OPTIONS, world="w", base="b", **files)
+    return folder / "main.csv"
+
+
+def one(path, **select):
+    table = matrix.read(path)
+    table = table[np.logical_and.reduce([table[name] == value for name, value in select.items()])]
+    assert len(table) == 1, table
+    return table.iloc[0]
+
+
+def test_scores_and_their_differences(measured):
+    """The reference takes the base's part away: AUC Phi(2 / sqrt 2); without the shift .5; the difference is paired."""
+    full = one(measured, attack="reference-loss", defence="none", metric="AUC")
+    assert full.value == pytest.approx(stats.norm.cdf(np.sqrt(2)), abs=0.03) and full.ci_low < full.value < full.ci_high and full.interval == ""
+    assert one(measured, attack="loss", defence="none", metric="AUC").value < full.value - 0.1
+    gone = one(measured, attack="reference-loss", defence="dp-1", metric="AUC")
+    less = one(measured, attack="reference-loss", defence="dp-1-minus-none", metric="AUC")
+    assert gone.ci_low < 0.5 < gone.ci_high and less.value == pytest.approx(gone.value - full.value, abs=1e-5) and less.ci_high < 0
+    # the best cut of a shift of 2 is half way: a channel with error Phi(-1)
+    channel = 1 - bits.entropy(stats.norm.cdf(-1))
+    assert one(measured, attack="reference-loss", defence="none", metric="leaked bits").value == pytest.approx(channel, abs=0.1)
+    assert abs(one(measured, attack="reference-loss", defence="dp-1", metric="leaked bits").value) < 0.03
+    assert one(measured, attack="reference-loss", defence="dp-1-minus-none", metric="leaked bits").ci_high < 0
+
+
+def test_extraction_and_captions(measured):
+    assert one(measured, attack="finextract", defence="none", metric="AS", control="").value == pytest.approx(0.7, abs=0.01)
+    less = one(measured, attack="finextract-no-caption", defence="dp-1-minus-none", metric="AS")
+    assert less.value == pytest.approx(-0.4, abs=0.02) and less.ci_high < 0
+    assert one(measured, attack="finextract", defence="none", metric="leaked bits").value == pytest.approx(2, abs=0.2)  # four equally likely values
+    assert one(measured, attack="finextract", defence="dp-1-minus-none", metric="leaked bits").value == pytest.approx(-2, abs=0.3)
+
+
+def test_use_planes_and_rankings(measured):
+    assert one(measured, attack="", defence="dp-1", metric="similarity kept").value == pytest.approx(0.25, abs=0.02)
+    assert one(measured, attack="", defence="dp-1-minus-none", metric="similarity").value == pytest.approx(-0.3)
+    for name in ("none", "dp-1"):  # one leaks less, the other is of more use: both are on the front
+        assert one(measured, attack="reference-loss", defence=name, metric="Pareto frequency").value > 0.99
+    best = one(measured, attack="reference-loss", defence="best-at-kept-utility-minus-none", metric="AUC")
+    assert best.value == 0  # nothing else keeps nine tenths of the likeness
+
+
+def test_promises_and_cells_that_are_not_run(measured):
+    assert one(measured, defence="dp-1", metric="AUC allowed").value == pytest.approx(bits.largest_auc(1.0, 1e-3), abs=1e-6)
+    assert one(measured, defence="dp-1", metric="person epsilon").value == 6
+    missing = one(measured, metric="not run")
+    assert (missing.attack, missing.guidance) == ("weights", "words are released and no LoRA") and np.isnan(missing.value)
+
+
+def test_rates_need_enough_non_members():
+    maker, rng = defended_scores.Rows("w", OPTIONS), np.random.default_rng(0)
+    key = {"system": "defences", "base": "b", "method": "lora", "attack": "lira", "setting": "", "defence": "none"}
+
+    def cells(count):
+        labels = np.arange(count) < count // 5
+        return [defended_scores.Cell("b", "0", name, labels, rng.normal(0, 1, count) + 3 * labels, None, None) for name in CONCEPTS]
+
+    assert defended_scores._low_rates(key, cells(70), maker) == []  # 448 non-members
+    assert [row["metric"] for row in defended_scores._low_rates(key, cells(100), maker)] == ["TPR@1%FPR"]
+    found = {row["metric"]: row["value"] for row in defended_scores._low_rates(key, cells(400), maker)}
+    assert set(found) == {"TPR@1%FPR", "TPR@0.1%FPR"}
+    assert found["TPR@1%FPR"] == pytest.approx(stats.norm.sf(stats.norm.isf(0.01) - 3), abs=0.12) and found["TPR@0.1%FPR"] < found["TPR@1%FPR"]
+
+
+def test_pairs_are_of_the_same_candidates_with_the_same_membership():
+    cell = defended_scores.Cell("b", "0", "p", np.array([1, 1, 1, 0, 0, 0], bool), np.arange(6.0), np.arange(6.0), np.array(list("abcdef")))
+    other = defended_scores.Cell("b", "0", "p", np.array([1, 0, 1, 0, 0], bool), np.arange(5.0) * 10, np.zeros(5), np.array(list("fcbea")[::-1]))
+    (both,) = defended_scores.paired_cells([cell], [other])  # a, e, b, c, f with membership 1, 0, 1, 0, 0: c differs
+    assert list(both.dose) == ["a", "b", "e", "f"] and list(both.before) == [0, 20, 10, 40] and list(both.tuned) == [0, 1, 4, 5]
+    assert defended_scores.paired_cells([cell], []) == []
+
+
+def test_the_front():
+    leak, use = [0.9, 0.5, 0.6, 0.5, 0.2], [1.0, 0.8, 0.7, 0.8, 0.1]
+    assert list(defended_use.pareto(leak, use)) == [True, True, False, True, True]
+
+
+def test_the_best_defence_is_chosen_elsewhere():
+    """Two concepts: what is best on one is judged on the other; a defence that loses too much likeness there is no candidate."""
+    index = pd.MultiIndex.from_tuples([("a", "0"), ("b", "0")], names=["concept", "seed"])
+    leak = pd.DataFrame({"none": [0.9, 0.8], "x": [0.5, 0.75], "y": [0.6, 0.3], "z": [0.1, 0.1]}, index)
+    use = pd.DataFrame({"none": [1.0, 1.0], "x": [0.95, 0.95], "y": [0.95, 0.95], "z": [0.2, 0.2]}, index)
+    base = use * 0
+    np.testing.assert_allclose(defended_use.best_elsewhere(leak, use, base, 0.9), [0.6 - 0.9, 0.75 - 0.8])  # y on b, so y on a; x on a, so x on b
+    np.testing.assert_allclose(defended_use.best_elsewhere(leak, use, base, 0.97), 0)
+    assert defended_use.best_elsewhere(leak[:1], use[:1], base[:1], 0.9) is None
+
+
+def test_rankings():
+    assert defended_use.mean_tau(np.array([[1, 2, 3], [10, 20, 30]])) == 1 and defended_use.mean_tau(np.array([[1, 2, 3], [3, 2, 1]])) == -1
+    assert defended_use.mean_tau(np.array([[1, 2, 3], [10, 20, 30], [3, 2, 1]])) == pytest.approx(-1 / 3)
+    assert defended_use.mean_tau(np.array([[1, 2, 3], [5, 5, 5]])) == 0
+    found = [{"attack": attack, "setting": "", "metric": "AUC", "world": "w", "base": "b", "method": "lora", "concept": concept, "seed": seed}
+             | {"defence": name, "value": value + 0.001 * (attack == "y")} for attack in "xy" for concept in "pq" for seed in "01"
+             for name, value in {"none": 0.9, "cap": 0.7, "dp": 0.5}.items()]  # fmt: skip
+    made = {row["metric"]: row for row in defended_use.planes(pd.DataFrame(found), defended_use.read([]), OPTIONS)}
+    assert made["Kendall tau over attacks"]["value"] == made["Kendall tau over seeds"]["value"] == 1
+
+
+def test_figures_tables_and_summary(measured, tmp_path):
+    figures_defences.figures(measured, tmp_path / "figures", tmp_path / "tables")
+    for name in ("matrix", "planes"):
+        assert (tmp_path / f"figures/{name}.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "figures/matrix.html").read_text()
+    assert "title='not run: " not in page or "words are released" in page
+    auc = one(measured, attack="reference-loss", defence="none", metric="AUC")
+    assert f"AUC {auc.value:.3f} [{auc.ci_low:.3f}, {auc.ci_high:.3f}]" in page and "<script" not in page
+    summary = (tmp_path / "figures/summary.md").read_text()
+    assert "AUC 0.9" in summary and "dp-1 costs likeness" in summary and "`system='defences'" in summary
+    assert "person" not in summary.partition("## What a promise")[0]  # was not measured: nothing is said
+    accounts = (tmp_path / "tables/defences_accounting.tex").read_text()
+    assert "93.3" in accounts and "341.5" in accounts and "DPGM claims 10" in accounts
+    assert "dp-1 & 1" in (tmp_path / "tables/defences_matrix.tex").read_text()
+
+
+def test_nothing_is_said_of_what_is_inconclusive(measured, tmp_path):
+    table = rows.read_metrics(measured)
+    text = pd.read_csv(measured, keep_default_na=False, dtype=str)
+    text.loc[text.metric.isin(["AUC", "AS", "leaked bits", "similarity"]), ["ci_low", "ci_high"]] = ["-9", "9"]
+    text.to_csv(tmp_path / "wide.csv", index=False)
+    said = dict(practice.sentences(matrix.read(tmp_path / "wide.csv")))
+    promised = said.pop("What a promise of epsilon allows at most")
+    assert not any(said.values()) and len(promised) == 1 and len(table)
+
+
+def test_kept_is_what_colours_a_cell(measured):
+    table, column = matrix.read(measured), next(column for column in matrix.COLUMNS if column[0] == "reference-loss")
+    assert matrix.kept(table, "lora", "none", column) == 1 and matrix.kept(table, "lora", "dp-1", column) < 0.1
+    weights = next(column for column in matrix.COLUMNS if column[0] == "weights-spectral")
+    assert matrix.cell(table, "lora", "dp-1", weights).told == "not run: words are released and no LoRA"
+
+
+SHIPPED = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
+
+
+def study(**changes):
+    values = copy.deepcopy(SHIPPED)
+    values["defences"] |= changes
+    return config.load(values)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"defences": [{"name": "cutout"}]}, "'none' is missing"),
+        ({"defences": [{"name": "none", "change": {"lr": 1}}]}, "must not change anything"),
+        ({"defences": [{"name": "none"}, {"name": "x", "change": {"lr": 1}, "private": {}}]}, "mixes kinds"),
+        ({"defences": [{"name": "none"}, {"name": "x", "change": {"rate": 1}}]}, "no knob of fine-tuning"),
+        ({"defences": [{"name": "none"}, {"name": "x", "private": {"delta": 0.5}}]}, "delta must be below 1"),
+        ({"concepts": 99}, "at least 99 test concepts"),
+        ({"weights": ["nobody"]}, "'nobody' is none of lora_weights.encoders"),
+        ({"recipes": [{"method": "lora", "rank": 16}]}, "expect its recipe and base; rank"),
+        ({"recipes": [{"method": "textual-inversion"}]}, "about lora and dreambooth"),
+        ({"shake": {"defences": ["nobody"]}}, "'nobody' is none of the defences"),
+        ({"conditions": ["none"]}, "`known` must be among them"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(changes, says):
+    with pytest.raises(InputError, match=says):
+        study(**changes)
+
+
+def test_every_cell_is_run_or_says_why():
+    full = budget.load(ROOT / "config.yaml", ROOT / "workflow/presets/full.yaml").defences
+    for recipe in full.recipes:
+        for item in full.defences:
+            for attack in ("membership", "extraction", "people", "weights", "shadows", "shake"):
+                assert bool(full.reason(recipe.method, item.name, attack)) == (item.name not in full.run(recipe.method, attack))
+    assert full.reason("lora", "dpagg-1", "weights") and full.reason("lora", "dp-1", "shadows") and not full.reason("lora", "int8", "shadows")
+    assert full.shadow_options("lora").names == ["none", "noise", "int8", "int4", "truncate", "gauge"]
+    assert full.shake_options("lora").recipe.rank == 4 and full.shake_options("lora").defences == ["none", "dp-1", "dp-10", "dp-100"]
+    assert full.shake_options("dreambooth").recipe.method == "dreambooth"
+
+
+def test_the_matrix_costs_what_its_arithmetic_says():
+    corner = budget.load(ROOT / "config.yaml")
+    (row,) = budget.matrix_rows(corner)
+    # 4 people: LoRA and Cutout 78 steps of 4, DP-SGD 40 steps of 6 pictures and 8 draws; 8 shadows each as the plain LoRA
+    assert row["training"] == 3 * 4 * (2 * 78 * 4 + 40 * 6 * 8) + 3 * 4 * 8 * 78 * 4 and row["models"] == 4 * 4 + 4 * 8
+    # 6 x 6 generations, 20 steps of 2, two conditions; 60 pictures x (loss 4, SecMI 12, PIA 2); (6 + 5 x 11) photographs, 3 timesteps, 2 models
+    attacks = 36 * 40 * 2 + 60 * 18 + 61 * 3 * 2 + 2 * 20 * 2 * 4  # weights: 2 pictures, two encoders, true prompt, captions of others
+    use = 40 * (4 + 4) + 10 * 46
+    assert row["sampling"] == 16 * attacks + 4 * 60 * 18 + 20 * use + 8 * 4 * 40 * 3 * 2
+    assert row["training"] + row["sampling"] < 1.9e6 * 8 / 60, "the corner stays within eight minutes on two cores"
+    full = budget.load(ROOT / "config.yaml", ROOT / "workflow/presets/full.yaml")
+    assert sum(row["training"] + row["sampling"] for row in budget.matrix_rows(full)) < 1.9e6 * 6
+
+
+def test_auc_of_a_model_is_what_the_planes_use():
+    labels, values = np.array([1, 1, 0, 0, 0], bool), np.array([0.9, 0.4, 0.5, 0.2, 0.1])
+    told = {"attack": "loss", "setting": "s", "world": "w", "base": "b", "method": "lora", "defence": "none", "concept": "p", "seed": "0"}
+    table = pd.DataFrame({**told, "image_id": list("abcde"), "label": labels, "score": values})
+    assert defences._aucs(table).value.tolist() == [pytest.approx(roc.auc(values[labels], values[~labels]))]
