@@ -184,7 +184,7 @@ def test_rankings():
 
 def test_figures_tables_and_summary(measured, tmp_path):
     figures_defences.figures(measured, tmp_path / "figures", tmp_path / "tables")
-    for name in ("matrix", "planes"):
+    for name in ("matrix", "planes", "budgets"):
         assert (tmp_path / f"figures/{name}.png").read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "figures/matrix.html").read_text()
     assert "title='not run: " not in page or "words are released" in page

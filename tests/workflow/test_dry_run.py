@@ -63,6 +63,19 @@ def test_shards_cover_the_concepts_once(clone):
     assert slices == [("0", "3"), ("3", "4")]
 
 
+def test_the_matrix_is_run_in_few_jobs_and_where_it_can_be(clone):
+    """Two groups of attacks in smoke; in full one job per shard and group, on those defences only that it can be run on."""
+    smoke = jobs(clone.snakemake("--dry-run", "--quiet", "rules", *overlay_of("smoke"), "--", "defences").stdout)
+    mine = {"finetune_defended", "defended_membership", "defended_extraction", "defended_utility", "evaluate_defences", "draw_defences"}
+    assert {name: smoke.get(name) for name in mine} == dict.fromkeys(mine, 1) and not set(smoke) & {"attack_shadows", "defended_weights", "shake_defended"}
+    done = clone.snakemake("--dry-run", "--printshellcmds", *overlay_of("full"), "--", "defences")
+    full = jobs(done.stdout)
+    assert full["finetune_defended"] == full["defended_membership"] == 8 and full["defended_weights"] == full["attack_shadows"] == 4
+    (options,) = {text for text in re.findall(r"attack weights run .*defences/lora/0/.*--options '(.*)' >", done.stdout)}
+    assert '"dpagg-1"' not in options and '"dp-person-10"' in options and '"controls": false' in options
+    assert "defences" not in "".join(jobs(clone.snakemake("--dry-run", "--quiet", "rules", *overlay_of("paper-one")).stdout))
+
+
 def test_guidance_reaches_the_jobs(clone):
     """Grids go to tune concepts only; test concepts get the frozen point, and the base control the scale of classifier-free guidance."""
     grid = [{"w": 7.25, "k": 0.0}]

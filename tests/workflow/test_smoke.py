@@ -64,6 +64,12 @@ def test_makes_everything(smoke):
     assert {"caption-from-weights", "known", "recovered", "recovered-minus-none", "certainty", "people", "people-minus-base"} <= set(knows.attack)
     for name in ("captions", "certainty", "people"):
         assert results(smoke, f"figures/attacker/{name}.png").read_bytes().startswith(b"\x89PNG")
+    matrix = metrics[metrics.system == "defences"]
+    assert {"none", "dp-10", "dp-10-minus-none"} <= set(matrix.defence) and {"reference-loss", "finextract", "finextract-no-caption"} <= set(matrix.attack)
+    assert {"AUC", "AS", "similarity kept", "epsilon", "AUC allowed", "not run"} <= set(matrix.metric)
+    for name in ("matrix", "planes", "budgets"):
+        assert results(smoke, f"figures/defences/{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert "<table>" in results(smoke, "figures/defences/matrix.html").read_text() and "epsilon" in results(smoke, "figures/defences/summary.md").read_text()
     for name in ("amplification", "roc", "dose", "regeneration", "pairs", "studies"):
         assert results(smoke, f"figures/shake-to-leak/shake_{name}.png").read_bytes().startswith(b"\x89PNG")
 
@@ -92,18 +98,19 @@ def test_report(smoke):
 @pytest.mark.parametrize(
     ("name", "changed"),
     [
-        ("attacks/extraction/finextract.py", {"extract", "extract_under_conditions", "sweep"}),
-        ("attacks/extraction/clustering.py", {"extract", "extract_under_conditions", "sweep"}),
+        ("attacks/extraction/finextract.py", {"extract", "extract_under_conditions", "sweep", "defended_extraction"}),
+        ("attacks/extraction/clustering.py", {"extract", "extract_under_conditions", "sweep", "defended_extraction"}),
         ("metrics/ablations.py", {"evaluate_ablations"}),  # its figures wait for metrics.csv
         ("metrics/join.py", {"join_metrics"}),
         (
             "report/rows.py",
-            {"draw_finextract", "draw_lora_weights", "draw_shake", "draw_dp_ldm", "draw_ablations", "draw_attacker", "write_tables", "check_claims"},
+            {"draw_finextract", "draw_lora_weights", "draw_shake", "draw_dp_ldm", "draw_ablations", "draw_attacker", "draw_defences", "write_tables"}
+            | {"check_claims"},
         ),
         ("attacks/captions/search.py", {"recover_captions"}),
         ("attacks/membership/people.py", {"judge_people"}),
         ("attacks/weights/spectral.py", {"train_encoder"}),  # attack_weights waits for its encoder, so Snakemake asks no further
-        ("defences/transforms.py", {"train_encoder", "transform_victims", "finetune_variants"}),
+        ("defences/transforms.py", {"train_encoder", "transform_victims", "finetune_variants", "finetune_defended"}),
         ("attacks/membership/sima.py", {"shake_scores", "shake_study_scores"}),
         ("options.py", set()),
     ],
@@ -120,7 +127,7 @@ def test_an_edit_runs_exactly_the_rules_that_use_it(smoke, name, changed):
     assert set(found) == changed
     assert all(reason == {"Params have changed since last execution"} for reason in found.values())
     if name == "attacks/extraction/finextract.py":
-        outputs = re.findall(r"output: (\S+/(?:extraction|ablations)/\S+)/matches\.csv", done.stdout)
+        outputs = re.findall(r"output: (\S+/smoke/(?:extraction|ablations)/\S+)/matches\.csv", done.stdout)
         assert outputs and {output.rsplit("/", 1)[1] for output in outputs} == {"finextract", "sweep"}
 
 

@@ -1,4 +1,4 @@
-"""The figures, tables and summary of the matrix, drawn from its metrics alone: `matrix` (heat map), `matrix.html`, `planes`, `summary.md`."""
+"""The figures, tables and summary of the matrix, drawn from its metrics alone: `matrix` (heat map), `matrix.html`, `planes`, `budgets`, `summary.md`."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ _PRIVATE, _PLAIN = "#0072B2", "#E69F00"
 
 
 def figures(metrics, out, tables):
-    """Write `<out>/{matrix,planes}.{pdf,png}`, `<out>/matrix.html`, `<out>/summary.md` and `<tables>/defences_{matrix,accounting,summary}.tex`.
+    """Write `<out>/{matrix,planes,budgets}.{pdf,png}`, `<out>/matrix.html`, `<out>/summary.md` and `<tables>/defences_{matrix,accounting,summary}.tex`.
 
     metrics: table of `evaluate defences`, or the joined one. Raises `InputError` for a table without rows of the matrix.
     """
@@ -24,6 +24,7 @@ def figures(metrics, out, tables):
         raise InputError(f"{metrics} holds no row of {matrix.SYSTEM}; run `tuneleak evaluate defences` first")
     heat(table, out)
     planes(table, out)
+    budgets(table, out)
     files.write_text(out / "matrix.html", matrix.html(table))
     said = practice.sentences(table)
     files.write_text(out / "summary.md", practice.markdown(said))
@@ -101,6 +102,43 @@ def _scatter(panel, points, marker, label):
     front = np.flatnonzero(pareto(leak, use))
     order = front[np.argsort(use[front])]
     panel.plot(use[order], leak[order], color="#555555", linewidth=0.7, zorder=0)
+
+
+def budgets(table, out):
+    """Likeness kept, and AUC of the loss with the base as reference, over epsilon: a line per private defence; dotted: what epsilon allows per picture."""
+    lines = _families(table)
+    with style.figure(style.TEXT_WIDTH, 2.4) as figure:
+        left, right = figure.subplots(1, 2)
+        if not lines:
+            style.note(left, "no private training in this run")
+        for number, ((method, family), points) in enumerate(sorted(lines.items())):
+            look = {"fmt": f"-{_MARKERS[number % len(_MARKERS)]}", "markersize": 3, "elinewidth": 0.5, "capsize": 1.5}
+            for panel, attack, metric in ((left, "", "similarity kept"), (right, "reference-loss", "AUC")):
+                found = [(epsilon, matrix.row_of(table, method, name, attack, metric)) for epsilon, name in sorted(points)]
+                found = [(epsilon, row) for epsilon, row in found if row is not None]
+                if found:
+                    whiskers = np.maximum([[row.value - row.ci_low for _, row in found], [row.ci_high - row.value for _, row in found]], 0)
+                    panel.errorbar([at for at, _ in found], [row.value for _, row in found], whiskers, label=f"{names.method_name(method)}, {family}", **look)
+        allowed = sorted({(round(epsilon, 3), name, method) for (method, _), points in lines.items() for epsilon, name in points})
+        bound = [(epsilon, matrix.row_of(table, method, name, "", "AUC allowed")) for epsilon, name, method in allowed]
+        bound = [(epsilon, row.value) for epsilon, row in bound if row is not None and row.guidance == "unit=image"]
+        if bound:
+            right.plot(*zip(*bound, strict=True), ":", color="black", linewidth=0.9, label="allowed")
+        for panel, label in ((left, "likeness kept"), (right, "AUC, loss with reference")):
+            panel.set(xlabel=r"$\varepsilon$ (per picture, or per person where it says so)", ylabel=label, xscale="log")
+            panel.axhline(1.0 if panel is left else 0.5, linestyle="--", color="#8A8A8A", linewidth=0.7)
+        if lines:
+            left.legend(loc="best", fontsize=5)
+        style.save(figure, out, "budgets")
+
+
+def _families(table):
+    """{(method, family): [(epsilon, defence)]} of private defences that differ in epsilon alone: their names without it."""
+    found = {}
+    for row in table[table.metric == "epsilon"].itertuples():
+        family = row.defence.replace(f"-{round(row.value, 3):g}", "", 1)
+        found.setdefault((row.method, family), []).append((row.value, row.defence))
+    return found
 
 
 def accounting_table():
