@@ -66,7 +66,7 @@ def test_makes_everything(smoke):
         assert results(smoke, f"figures/attacker/{name}.png").read_bytes().startswith(b"\x89PNG")
     matrix = metrics[metrics.system == "defences"]
     assert {"none", "dp-10", "dp-10-minus-none"} <= set(matrix.defence) and {"reference-loss", "finextract", "finextract-no-caption"} <= set(matrix.attack)
-    assert {"AUC", "AS", "similarity kept", "epsilon", "AUC allowed", "not run"} <= set(matrix.metric)
+    assert {"AUC", "AS", "similarity", "epsilon", "AUC allowed", "not run"} <= set(matrix.metric)
     for name in ("matrix", "planes", "budgets"):
         assert results(smoke, f"figures/defences/{name}.png").read_bytes().startswith(b"\x89PNG")
     assert "<table>" in results(smoke, "figures/defences/matrix.html").read_text() and "epsilon" in results(smoke, "figures/defences/summary.md").read_text()

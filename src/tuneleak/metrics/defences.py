@@ -51,7 +51,7 @@ def evaluate(out, options, membership=(), people=(), shadows=(), shaken=(), matc
     result[numbers] = result[numbers].astype(float).round(DECIMALS)
     files.write_csv(out, result)
     sources = {"membership": membership, "people": people, "shadows": shadows, "shaken": shaken, "matches": matches, "weights": weights, "utility": utility}
-    files.write_meta(out, options, **{name: [str(path) for path in paths] for name, paths in sources.items()}, rows=len(result))
+    files.write_meta(out, options, scores={name: [str(path) for path in paths] for name, paths in sources.items()}, rows=len(result))
 
 
 def _aucs(scores):

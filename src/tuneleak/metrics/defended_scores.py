@@ -111,7 +111,7 @@ def rows(table, options):
 
 
 def cells_of(group):
-    """One cell per model: labels and scores of its candidates. `InputError` with fewer than two on a side."""
+    """One cell per model: labels and scores of its candidates, whose names stand in place of doses. `InputError` with fewer than two on a side."""
     cells = []
     for (concept, seed), part in group.sort_values("image_id").groupby(["concept", "seed"], sort=True):
         labels, scores = part.label.to_numpy(bool), part.score.to_numpy(float)

@@ -1,7 +1,7 @@
 """What defended models are still good for, and how privacy and use stand to each other: parts of `evaluate defences`.
 
 - `similarity` (to held-out pictures of the concept under its caption), `KID`, `caption accuracy`, `held-out loss`, and their paired differences from no defence
-- `similarity kept`: (similarity - the base's) / (that of no defence - the base's): 1 is all of what the fine-tune gave, 0 none of it
+- `similarity kept`: (similarity - the base's) / (that of no defence - the base's): 1 is all of what the fine-tune gave, 0 none of it; left out if it gave nothing
 - `Pareto frequency`, per attack: share of bootstrap replicates (over concepts, or over models below eight) in which no other defence both leaks less and keeps
   more similarity. 1: on the front whatever is drawn
 - defence `best-at-kept-utility-minus-none`, per attack: for each concept, the defence that leaks least *on the other concepts* among those that keep
@@ -73,8 +73,8 @@ def _kept(key, table, group, options):
     use = likeness(table)
     use = use[use.method == key["method"]]
     wide, base = _wide(use, "use"), _wide(use, "use_base")
-    if NONE not in wide or len(wide) < 2:
-        return []
+    if NONE not in wide or len(wide) < 2 or not (wide[NONE] - base[NONE]).mean() > 0:
+        return []  # a fine-tune that gained nothing has nothing to keep
     made, draws = [], _draws(wide, options)
     for name in wide:
         gained, whole = (wide[name] - base[name]).to_numpy(), (wide[NONE] - base[NONE]).to_numpy()
