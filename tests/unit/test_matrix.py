@@ -208,6 +208,23 @@ def test_nothing_is_said_of_what_is_inconclusive(measured, tmp_path):
     assert not any(said.values()) and len(promised) == 1 and len(table)
 
 
+def test_few_people_settle_nothing(measured, tmp_path):
+    text = pd.read_csv(measured, keep_default_na=False, dtype=str)
+    text["setting"] += "; interval=images"
+    text.to_csv(tmp_path / "few.csv", index=False)
+    said = dict(practice.sentences(matrix.read(tmp_path / "few.csv")))
+    assert not said["A LoRA shared as it is"] and not said["What helps a LoRA"] and not said["What it costs a LoRA"]
+
+
+def test_an_interval_of_a_difference_may_reach_below_nothing():
+    """With few people intervals are by DeLong; that of a difference of AUCs must not be cut at 0, which would make every rise look certain."""
+    rng, labels = np.random.default_rng(1), np.arange(40) < 10
+    cell = defended_scores.Cell("b", "0", "p", labels, rng.normal(0, 1, 40) + 0.1 * labels, rng.normal(0, 1, 40), None)
+    key = {"system": "defences", "base": "b", "method": "lora", "attack": "loss", "setting": "", "defence": "x-minus-none"}
+    row = defended_scores.Rows("w", OPTIONS).of(key, "AUC", [cell], defended_scores.difference(defended_scores.tuned, defended_scores.before))
+    assert row["ci_low"] < 0 < row["ci_high"]
+
+
 def test_kept_is_what_colours_a_cell(measured):
     table, column = matrix.read(measured), next(column for column in matrix.COLUMNS if column[0] == "reference-loss")
     assert matrix.kept(table, "lora", "none", column) == 1 and matrix.kept(table, "lora", "dp-1", column) < 0.1

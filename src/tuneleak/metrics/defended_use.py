@@ -1,12 +1,12 @@
 """What defended models are still good for, and how privacy and use stand to each other: parts of `evaluate defences`.
 
 - `similarity` (to held-out pictures of the concept under its caption), `KID`, `caption accuracy`, `held-out loss`, and their paired differences from no defence
-- `similarity kept`: (similarity - the base's) / (that of no defence - the base's): 1 is all of what the fine-tune gave, 0 none of it; left out if it gave nothing
+- `similarity kept`: (similarity - the base's) / (that of no defence - the base's): 1 is all of what the fine-tune gave, 0 none of it; left out if it
+  gave nothing
 - `Pareto frequency`, per attack: share of bootstrap replicates (over concepts, or over models below eight) in which no other defence both leaks less and keeps
   more similarity. 1: on the front whatever is drawn
 - defence `best-at-kept-utility-minus-none`, per attack: for each concept, the defence that leaks least *on the other concepts* among those that keep
-  there at least the
-  stated share of similarity, minus no defence, on this concept. Below 0: a defence exists that helps and costs little
+  there at least the stated share of similarity, minus no defence, on this concept. Below 0: a defence exists that helps and costs little
 - attack `all`, `Kendall tau over attacks` (`seeds`): mean of Kendall's tau of the rankings of defences by two attacks (two seeds), with the
   bootstrap's interval
 """

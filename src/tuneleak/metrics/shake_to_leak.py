@@ -156,7 +156,7 @@ class Rows:
             domains = values.groupby("domain").agg(value=("value", "mean"), error=("variance", lambda column: np.sqrt(column).mean()))
             value, error = domains.value.mean(), np.sqrt(np.square(domains.error).sum()) / len(domains)
             half = stats.norm.ppf(0.5 + self.options.confidence / 2) * error
-            least = 0.0 if metric.startswith("AUC") and "minus" not in metric else -1.0
+            least = 0.0 if metric.startswith("AUC") and "minus" not in metric + key.get("defence", "") else -1.0  # of a difference: -1
             low, high, note = max(value - half, least), min(value + half, 1.0), "; interval=images"
         seeds = sorted({cell.seed for cell in cells if cell.seed})
         return self.row(key, metric, (value, low, high), sum(len(cell.labels) for cell in cells), control, note, seeds)

@@ -1,4 +1,8 @@
-"""One page for whoever shares models or lets others share them: sentences, each of which stands only if the row it is tied to is conclusive."""
+"""One page for whoever shares models or lets others share them: sentences, each of which stands only if the row it is tied to is conclusive.
+
+Conclusive is an interval that excludes chance and is over people: with fewer than eight of them it would speak of these people only, and no advice
+comes of that.
+"""
 
 from dataclasses import dataclass
 
@@ -17,6 +21,7 @@ LEAKS = {  # attack: (metric, what it says of no defence, from which value on an
     "weights-spectral": ("leaked bits", "The weights alone name features of the person: {value} bits", 0.0),
 }
 PRIVATE = "epsilon"
+NOTHING = 0.99  # an allowed AUC above which a promise rules out next to nothing
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,13 @@ class Sentence:
     def tie(self):
         """The row in words."""
         return rows.describe({name: getattr(self.row, name) for name in rows.KEY})
+
+
+def settled(row, below=None, above=None):
+    """Whether a row's interval is over people and lies on the given side."""
+    if row is None or row.interval:
+        return False
+    return row.ci_high < below if below is not None else row.ci_low > above
 
 
 def _value(row, decimals=2):
@@ -51,7 +63,7 @@ def _undefended(table, method):
     made = []
     for attack, (metric, text, level) in LEAKS.items():
         row = matrix.row_of(table, method, matrix.NONE, attack, metric)
-        if row is not None and row.ci_low > level:
+        if settled(row, above=level):
             made.append(Sentence(text.format(value=_value(row)), row))
     return made
 
@@ -61,13 +73,13 @@ def _helps(table, method):
     made = []
     for attack, _, metric, title in matrix.columns(table):
         best = matrix.row_of(table, method, f"best-at-kept-utility{matrix.MINUS}", attack, metric)
-        if best is not None and best.ci_high < 0:
+        if settled(best, below=0):
             made.append(Sentence(f"Against {title}, a defence chosen on other people helps at little cost in likeness: {metric} {_value(best, 3)}", best))
         for defence in matrix.defences(table, method)[1:]:
             row = matrix.row_of(table, method, f"{defence}{matrix.MINUS}", attack, metric)
-            if row is not None and row.ci_high < 0:
+            if settled(row, below=0):
                 made.append(Sentence(f"{defence} lowers {title} by {metric} {_value(row, 3)}", row))
-            elif row is not None and row.ci_low > 0:
+            elif settled(row, above=0):
                 made.append(Sentence(f"{defence} makes {title} worse, by {metric} {_value(row, 3)}", row))
     return made
 
@@ -77,7 +89,7 @@ def _costs(table, method):
     for defence in matrix.defences(table, method)[1:]:
         row = matrix.row_of(table, method, f"{defence}{matrix.MINUS}", "", "similarity")
         kept = matrix.row_of(table, method, defence, "", "similarity kept")
-        if row is not None and kept is not None and row.ci_high < 0:
+        if settled(row, below=0) and kept is not None:
             made.append(Sentence(f"{defence} costs likeness; it keeps {_value(kept)} of what fine-tuning gave", row))
     return made
 
@@ -87,7 +99,8 @@ def _promised(table):
     for row in table[table.metric == "AUC allowed"].drop_duplicates("defence").itertuples():
         epsilon = matrix.row_of(table, row.method, row.defence, "", PRIVATE)
         unit = row.guidance.removeprefix("unit=")
-        made.append(Sentence(f"{row.defence}, epsilon {epsilon.value:.3g} for one {unit}: no attack on one {unit} can exceed AUC {row.value:.3f}", row))
+        text = f"{row.defence}, epsilon {epsilon.value:.3g} for one {unit}: no attack on one {unit} can exceed AUC {row.value:.3f}"
+        made.append(Sentence(text + (", which is next to nothing" if row.value > NOTHING else ""), row))
     return made
 
 
@@ -96,7 +109,7 @@ def markdown(found):
     lines = [
         "# Sharing fine-tuned models: what this run says",
         "",
-        "Only what a row of the metrics table settles is said; its interval stands in brackets.",
+        "Only what a row of the metrics table settles is said, with its interval (over at least eight people) in brackets.",
         "",
     ]
     for heading, said in found:
