@@ -1,6 +1,7 @@
 """The attacks on LoRA weights: what their inputs may not depend on, the linear control against its textbook form, and the verbs."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,8 @@ from tuneleak.data.imageset import ImageSet
 from tuneleak.defences import transforms
 from tuneleak.errors import InputError
 from tuneleak.finetune import loop, many
-from tuneleak.models import batched_lora, lora_algebra, pipeline, weightset
+from tuneleak.models import batched_lora, lora_algebra, modelset, pipeline, weightset
+from tuneleak.models.modelset import ModelSet
 from tuneleak.options import CollectOptions, FinetuneOptions, TransformOptions, WeightsRunOptions, WeightsTrainOptions
 
 SHAPES = {"first": (24, 16), "second": (16, 32), "third": (24, 16)}  # in, out
@@ -332,6 +334,31 @@ def test_every_setting_is_scored_and_a_killed_run_goes_on(models, tiny_base, tin
     attack(tmp_path / "killed")
     assert (tmp_path / "killed" / "scores.csv").read_bytes() == (tmp_path / "whole" / "scores.csv").read_bytes()
     assert len(scored) == len([1 for _, setting in settings if not setting.startswith("embedding")])
+
+
+def test_defences_of_one_set_are_attacked_each_by_itself(models, tiny_base, tiny_images, tmp_path):
+    """A set with models under two defences: each is scored as if the other were not there, and a defence without models is refused."""
+    fit(models, tiny_base, tiny_images, tmp_path / "spectral", attack="spectral")
+    alone, both = ModelSet.load(models / "victims"), tmp_path / "both"
+    noisy = tmp_path / "noisy"
+    transforms.transform(models / "victims", tiny_base, noisy, TransformOptions(kind="noise", strength=2))
+    for name, source in (("none", models / "victims"), ("noise", noisy)):
+        shutil.copytree(source, both / name)
+    rows = [
+        row | {"model_id": f"{row['model_id']}-{name}", "defence": name, "file": f"{name}/{row['file']}"} for name in ("none", "noise") for row in alone.rows()
+    ]
+    modelset.write(both, rows)
+    shared = (tiny_images, tiny_images, tiny_base, [tmp_path / "spectral"], "a", "b", "c")
+    options = WeightsRunOptions(pictures=2, steps=2, batch=8, controls=False)
+    run.run(models / "victims", *shared, tmp_path / "one", options, device="cpu")
+    run.run(both, *shared, tmp_path / "two", options.model_copy(update={"only": ["none", "noise"]}), device="cpu")
+    one, two = (pd.read_csv(tmp_path / name / "scores.csv") for name in ("one", "two"))
+    assert list(two.groupby("defence", sort=False).size()) == [len(one)] * 2
+    for name in ("rank", "genuine", "stranger", "threshold", "cosine"):
+        np.testing.assert_allclose(two[two.defence == "none"][name], one[name], rtol=1e-5)
+    assert not np.allclose(two[two.defence == "noise"].cosine, one.cosine)
+    with pytest.raises(InputError, match="no model under the defence 'gauge'"):
+        run.run(both, *shared, tmp_path / "three", options.model_copy(update={"only": ["none", "gauge"]}), device="cpu")
 
 
 def test_drawing_many_victims_at_once_is_drawing_each_alone(models, tiny_base):
