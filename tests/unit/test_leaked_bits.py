@@ -137,8 +137,8 @@ def test_the_noise_of_dpgm_hides_nothing():
         for xi in (0.0, -3.0, 0.7, -40.0, 25.0):
             weight = torch.zeros(2, requires_grad=True)
 
-            def network(x, t, weight=weight, **_):
-                return (weight.view(1, 2, 1, 1) + 0 * x,)
+            def network(x, t, context, weight=weight):
+                return weight.view(1, 2, 1, 1) + 0 * x
 
             batch = objective.Batch(torch.zeros(1, 2, 1, 1), target, torch.zeros(1, dtype=torch.long), torch.zeros(1, 1, 1), torch.ones(1))
             objective.noisy_mmd(network, batch, abar, "epsilon", xi).backward()

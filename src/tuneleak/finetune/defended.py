@@ -49,7 +49,7 @@ def finetune_defended(base, images, world, split, out, options, start=0, stop=No
             rows += [row | {"file": f"{PLAIN}/{row['file']}"} for row in ModelSet.load(out / PLAIN).rows()]
         loaded = None
         for item in [item for item in options.defences if item.private or item.aggregate]:
-            loaded = loaded or load_base(base, runtime.pick_device(device), "float32")
+            loaded = loaded or _trainable(load_base(base, runtime.pick_device(device), "float32"))
             count = item.private.count(options.recipe) if item.private else options.recipe.images_per_concept
             recipe = options.recipe.model_copy(update={"images_per_concept": count})
             jobs = loop.plan(ImageSet.load(images), world, split, start, stop, recipe)
@@ -64,6 +64,12 @@ def finetune_defended(base, images, world, split, out, options, start=0, stop=No
         for left in out.glob("*"):
             if left.is_dir() and left.name not in kept:
                 shutil.rmtree(left)  # checkpoints, and models of an earlier list of defences
+
+
+def _trainable(base):
+    base.check_trainable()
+    base.check_words()
+    return base
 
 
 class PersonRecords(private_data.PrivateRecords):
