@@ -112,7 +112,7 @@ def test_coins_decide_who_is_in(tiny_images):
     pool = ImageSet.load(tiny_images).where(concept="cyd", fold="train")
     inside = np.array([[name in set(many.by_coin(pool, "cyd", seed).table.image_id) for name in pool.table.image_id] for seed in range(300)])
     assert inside.any(1).all() and inside.mean() == pytest.approx(8 / 15, abs=0.05)  # of 16 outcomes the empty one is tossed again
-    assert abs(np.corrcoef(inside.T)[np.triu_indices(4, 1)]).max() < 0.2
+    assert abs(np.corrcoef(inside.T)[np.triu_indices(4, 1)]).max() < 0.3
     assert list(many.by_coin(pool, "cyd", 7).table.image_id) == list(many.by_coin(pool, "cyd", 7).table.image_id)
 
 
