@@ -125,7 +125,6 @@ class BaseOptions(Options):
     lr: Rate = Field(1e-3, description="peak learning rate of AdamW (warm-up, then cosine to zero)")
     muon_lr: float = Field(0.02, ge=0, description="peak learning rate of Muon for matrices and convolutions, same schedule; 0: AdamW for all")
     caption_dropout: Fraction = Field(0.1, description="share of captions replaced by the empty one, of classes by that of no name")
-    high_noise_share: Fraction = Field(0.5, description="share of timesteps drawn in proportion to t, where captions decide most; the others are uniform")
     ema: Fraction = Field(0.999, description="decay of the exponential moving average that is shipped")
     snapshots: Count = Field(8, description="evenly spaced snapshots of the weights, for the training curve (not shipped)")
 

@@ -105,7 +105,7 @@ def test_the_loss_is_its_closed_form():
 def test_pictures_are_drawn_by_dose_and_classes_dropped_by_chance():
     pixels = np.arange(3, dtype=np.uint8).reshape(3, 1, 1, 1).repeat(3, 3)  # picture k is grey value k
     classes, weights = torch.tensor([20, 21, 22]), torch.tensor([1.0, 4.0, 15.0])
-    options, counts, dropped, high = BaseOptions(batch=100, caption_dropout=0.25, high_noise_share=0.0), np.zeros(3), 0, 0
+    options, counts, dropped, high = BaseOptions(batch=100, caption_dropout=0.25), np.zeros(3), 0, 0
     for step in range(100):
         x, noise, timesteps, labels = train_pixel_base.draw(step, pixels, classes, weights, options, NONE, 1000)
         shown = ((x[:, 0, 0, 0] + 1) * 127.5).round().long()

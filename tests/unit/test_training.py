@@ -124,13 +124,6 @@ def test_standardised_latents_leave_reconstructions_as_they_were():
     assert torch.allclose(after.std * scale, before.std, rtol=1e-4)
 
 
-def test_timesteps_are_uniform_or_in_proportion_to_the_noise():
-    for share, mean in ((0.0, 1 / 2), (1.0, 2 / 3), (0.5, 7 / 12)):  # of U and of sqrt(U)
-        t = training.timesteps(BaseOptions(batch=40000, high_noise_share=share), 1000, torch.Generator().manual_seed(0))
-        assert t.min() >= 0 and t.max() <= 999
-        assert t.float().mean() / 1000 == pytest.approx(mean, abs=0.006)
-
-
 @pytest.mark.slow
 def test_training_the_decoder_alone_leaves_the_latents_as_they_are(tmp_path):
     from safetensors.torch import load_file

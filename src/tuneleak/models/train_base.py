@@ -102,7 +102,7 @@ def _train_latent(pixels, table, weights, autoencoder, text_encoder, out, option
         context = contexts[first[chosen] + variant].float()
         context[torch.rand(options.batch, generator=rng) < options.caption_dropout] = empty
         x, noise = latents[chosen], torch.randn(options.batch, *latents.shape[1:], generator=rng)
-        timestep = training.timesteps(options, len(alphas_cumprod), rng)
+        timestep = torch.randint(len(alphas_cumprod), (options.batch,), generator=rng)
         abar = alphas_cumprod[timestep].view(-1, 1, 1, 1)
         noisy = (abar.sqrt() * x + (1 - abar).sqrt() * noise).contiguous(memory_format=torch.channels_last)  # a tenth faster on a CPU
         noise_pred = unet(noisy, timestep, context).sample

@@ -54,7 +54,7 @@ def draw(step, pixels, classes, weights, options, none, timesteps):
     chosen = torch.multinomial(weights, options.batch, replacement=True, generator=rng)
     labels = torch.where(torch.rand(options.batch, generator=rng) < options.caption_dropout, none, classes[chosen])
     x = as_tensor(pixels[chosen.numpy()])
-    return x, torch.randn(x.shape, generator=rng), training.timesteps(options, timesteps, rng), labels
+    return x, torch.randn(x.shape, generator=rng), torch.randint(timesteps, (options.batch,), generator=rng), labels
 
 
 def denoising_loss(network, x, noise, timesteps, labels, alphas_cumprod):

@@ -21,14 +21,6 @@ def learning_rate(step, steps, peak, warmup=100):
     return 0.5 * peak * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def timesteps(options, count, rng):
-    """`(options.batch,)` of `count` timesteps, the first share of them in proportion to t, the others uniform; rows of a batch are in random order already."""
-    uniform = torch.rand(options.batch, generator=rng)
-    high = round(options.high_noise_share * options.batch)
-    uniform[:high] = uniform[:high].sqrt()
-    return (count * uniform).long().clamp_max(count - 1)
-
-
 def train(module, loss_at, options, folder, description, ema=0.0, weight_decay=1e-2, checkpoint_every=500, log_every=20, snapshots=0):
     """Minimise `loss_at(step) -> (loss tensor, {name: float})` over the parameters of `module` for `options.steps` steps.
 
