@@ -21,7 +21,7 @@ SNAKEMAKE = $(BIN)/snakemake $(OVERLAY) --cores $(CORES) --rerun-incomplete --sh
 TEX = texlive-latex-recommended texlive-fonts-recommended latexmk
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup tex reproduce report smoke resources promote verify record test ruff lint schema artifact pin-envs unlock clean
+.PHONY: help setup tex reproduce report smoke resources promote verify record redraw crate test ruff lint schema artifact pin-envs unlock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -63,7 +63,14 @@ verify: setup ## compare a finished run with the recorded one of the same preset
 	$(RUN) verify --metrics $(RESULTS)/metrics.csv --reference paper/reference/$(PRESET) --out $(RESULTS)/verify.csv
 
 record: setup ## record a finished run under paper/reference
-	$(RUN) record --metrics $(RESULTS)/metrics.csv --claims $(RESULTS)/claims.csv --benchmarks $(RESULTS)/benchmarks --out paper/reference/$(PRESET)
+	$(RUN) record --metrics $(RESULTS)/metrics.csv --claims $(RESULTS)/claims.csv --benchmarks $(RESULTS)/benchmarks \
+	  --results $(RESULTS) --out paper/reference/$(PRESET)
+
+redraw: setup ## draw figures, tables, claims and paper of a recorded run again, into results/redrawn/<preset>; runs no model
+	$(RUN) redraw --preset $(PRESET) --out results/redrawn/$(PRESET)
+
+crate: setup ## describe a finished run: run-manifest.json and a Workflow Run RO-Crate
+	$(RUN) crate --results $(RESULTS) $(if $(OVERLAY),--overlay $(PRESETS))
 
 test: setup ruff ## formatting, lint, dry runs of all presets, unit tests, and the smoke preset end to end
 	$(BIN)/python -m pytest

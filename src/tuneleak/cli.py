@@ -709,7 +709,23 @@ VERBS = [
         "record",
         "Record a finished run under paper/reference.",
         "tuneleak.report.record:record",
-        [METRICS, Argument("--benchmarks", "folder of Snakemake's benchmark files"), OUT, Argument("--claims", "claims.csv of the run", required=False)],
+        [
+            METRICS,
+            Argument("--benchmarks", "folder of Snakemake's benchmark files"),
+            OUT,
+            Argument("--claims", "claims.csv of the run", required=False),
+            Argument("--results", "folder of the run, to keep the scores that figures are drawn from", required=False),
+        ],
+    ),
+    Verb(
+        "redraw",
+        "Draw figures, tables, claims and paper of a recorded run again, without running a model.",
+        "tuneleak.report.redraw:redraw",
+        [
+            Argument("--preset", "preset of the recorded run (a folder of paper/reference)", kind=str),
+            OUT,
+            Argument("--root", "folder of the checkout (default: here)", required=False),
+        ],
     ),
     Verb(
         "cards",
@@ -748,6 +764,17 @@ VERBS = [
         [
             Argument("--root", "folder of the checkout (default: here)", required=False),
             Argument("--write", "write instead of checking", required=False, kind=bool),
+        ],
+    ),
+    Verb(
+        "crate",
+        "Describe a finished run: run-manifest.json and a Workflow Run RO-Crate.",
+        "tuneleak.report.crate:crate",
+        [
+            Argument("--results", "results/<preset> of the run"),
+            Argument("--configuration", "config.yaml of the checkout (default: here)", required=False),
+            Argument("--overlay", "overlays that the run had, as --configfile", required=False, many=True),
+            Argument("--metadata", "Snakemake's notes (default: .snakemake/metadata)", required=False),
         ],
     ),
     Verb(

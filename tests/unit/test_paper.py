@@ -93,7 +93,9 @@ def test_published_table_is_one_artist():
 def test_cost_table_without_benchmarks_says_so():
     assert "n/a" in typeset.cost_table(None)
     line = typeset.cost_table({"finetune": {"jobs": 2, "seconds": 30.5, "peak_memory_mb": 100.2}}).splitlines()[-3]
-    assert line == r"finetune & -- & -- & -- & 2 & 30 & 100 \\"
+    assert line == r"finetune & -- & -- & -- & -- & 2 & 30 & 100 & -- \\"
+    line = typeset.cost_table({"extract": {"jobs": 1, "seconds": 3.0, "peak_memory_mb": 7.0, "calls": 1234}}).splitlines()[-3]
+    assert line.endswith(r"& 1 & 3 & 7 & 1.2 \\")
 
 
 def test_missing_latex_is_answered_with_the_line_to_type(study, judged, tmp_path, monkeypatch):

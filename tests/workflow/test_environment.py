@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = {"PIL": "pillow", "skimage": "scikit-image", "sklearn": "scikit-learn", "yaml": "pyyaml", "open_clip": "open-clip-torch", "dicebear": "dicebear-core"}
 CONDA = {"pytorch": "torch", "matplotlib-base": "matplotlib", "open-clip-torch": "open-clip-torch"}
-NOT_OF_JOBS = {"snakemake", "psutil"}  # used beside the rules, never in them
+NOT_OF_JOBS = {"snakemake", "psutil", "rocrate"}  # used beside the rules, never in them
 
 
 def declared(extra=None):

@@ -1,11 +1,13 @@
 """The smoke preset from nothing to the paper, and what a workflow owes its user afterwards: nothing is done twice, and a killed run goes on."""
 
 import hashlib
+import json
 import re
 import shutil
 import signal
 import subprocess
 import time
+from urllib.parse import unquote
 
 import pandas as pd
 import psutil
@@ -93,6 +95,16 @@ def test_nothing_is_written_outside_of_the_preset(smoke):
 def test_report(smoke):
     smoke.snakemake(*SMOKE, "--report", "results/smoke/report.zip")
     assert results(smoke, "report.zip").stat().st_size > 50_000
+
+
+def test_the_run_can_be_described(smoke):
+    """As many jobs as logs, the calls that attacks counted, and files that are there."""
+    smoke.tuneleak("crate", "--results", "results/smoke", "--overlay", SMOKE[1])
+    manifest, described = (json.loads(results(smoke, name).read_text()) for name in ("run-manifest.json", "ro-crate-metadata.json"))
+    assert manifest["jobs"] == len([path for path in results(smoke, "benchmarks").rglob("*.tsv")])
+    assert manifest["rules"]["extract"]["calls"] > 0 and manifest["rules"]["finetune"]["seconds"] > 0
+    listed = [item["@id"] for item in described["@graph"] if "File" in item["@type"]]
+    assert len(listed) > 100 and all(results(smoke, unquote(name)).is_file() for name in listed)
 
 
 @pytest.mark.parametrize(

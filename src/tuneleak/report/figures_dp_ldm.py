@@ -30,7 +30,8 @@ DISTANCES = ("FD-", "FID")
 def figures(metrics, samples, images, out, tables):
     """Write `<out>/dp_{tradeoff,samples,weights,audit}.{pdf,png}` and `<tables>/dp_{utility,audit,sigma,weights}.tex`.
 
-    metrics: table of `evaluate dp-ldm`; samples: ImageSets of `sample-classes`; images: ImageSets with the real pictures.
+    metrics: table of `evaluate dp-ldm`; samples: ImageSets of `sample-classes`; images: ImageSets with the real pictures;
+    without them `dp_samples` is not drawn.
     """
     out, tables = Path(out), Path(tables)
     measured = rows.read_metrics(metrics)
@@ -38,7 +39,8 @@ def figures(metrics, samples, images, out, tables):
     if measured.empty:
         raise InputError(f"{metrics} has no row of the system dp-ldm")
     tradeoff(measured, out)
-    pictures([ImageSet.load(folder) for folder in samples], [ImageSet.load(folder) for folder in images], out)
+    if samples:
+        pictures([ImageSet.load(folder) for folder in samples], [ImageSet.load(folder) for folder in images], out)
     weights(measured, out)
     audits(measured, out)
     files.write_text(tables / "dp_utility.tex", utility_table(measured))

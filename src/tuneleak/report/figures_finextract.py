@@ -17,8 +17,8 @@ def figures(metrics, tuning, matches, images, out):
     """Write `<out>/{pictures,similarity,guidance,theory}.{pdf,png}` and `figures.meta.json`.
 
     metrics: the test concepts' metrics table; tuning: the same for tune concepts; matches: matches.csv files of the test concepts, each
-    beside its extracted/ image set; images: the image sets with the training pictures. Raises `InputError` for unreadable tables or
-    pictures that the tables name and that are not there.
+    beside its extracted/ image set; images: the image sets with the training pictures; without them `pictures` is not drawn. Raises `InputError` for unreadable
+    tables or pictures that the tables name and that are not there.
     """
     out = Path(out)
     measured, tuned, found = rows.read_metrics(metrics), rows.read_metrics(tuning), rows.read_matches(matches)
@@ -27,7 +27,8 @@ def figures(metrics, tuning, matches, images, out):
         raise InputError("the matches.csv files given hold no row without a defence: no attack was run on test concepts")
     measured = measured[(measured.system == "finextract") & (measured.defence == "")]
     tuned = tuned[(tuned.system == "finextract") & (tuned.metric == "AS")]
-    pictures.draw(found, images, out)
+    if images:
+        pictures.draw(found, images, out)
     similarity(measured, found, out)
     guidance(measured, tuned, out)
     theory(out)

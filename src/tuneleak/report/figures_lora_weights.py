@@ -19,13 +19,15 @@ _OURS, _PAPERS = style.colour("finextract"), style.colour("cfg")
 def figures(metrics, scores, images, out):
     """Write `<out>/weights-{reconstructions,attacks,defences,scaling}.{pdf,png}` and `figures.meta.json`.
 
-    metrics: metrics table; scores: scores.csv on untouched weights, beside reconstructions/; images: ImageSet with the victims' pictures.
+    metrics: metrics table; scores: scores.csv on untouched weights, beside reconstructions/; images: ImageSet with the victims' pictures;
+    without (None) the reconstructions are not drawn.
     """
     out, table = Path(out), rows.read_metrics(metrics)
     table = table[(table.system == SYSTEM)]
     if table.empty:
         raise InputError(f"{metrics} has no row of the system {SYSTEM!r}; run `tuneleak evaluate lora-weights` first")
-    reconstructions(read_scores([scores]), ImageSet.load(Path(scores).parent / "reconstructions"), ImageSet.load(images), out)
+    if images:
+        reconstructions(read_scores([scores]), ImageSet.load(Path(scores).parent / "reconstructions"), ImageSet.load(images), out)
     attacks(table[table.defence == ""], out)
     defences(table, out)
     scaling(table[table.defence == ""], out)

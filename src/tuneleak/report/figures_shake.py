@@ -14,8 +14,8 @@ _CONTROL = "#8A8A8A"
 
 
 def figures(metrics, scores, out, pairs=(), images=()):
-    """Write `<out>/shake_{amplification,roc,dose}.{pdf,png}` and `figures.meta.json`; `shake_studies` if the table has studies; with `pairs` also
-    `shake_{regeneration,pairs}`.
+    """Write `<out>/shake_{amplification,roc,dose}.{pdf,png}` and `figures.meta.json`; `shake_studies` if the table has studies; with regenerations
+    also `shake_regeneration`, and with `pairs` their pictures, `shake_pairs`.
 
     metrics: table of `tuneleak evaluate shake-to-leak` (or the joined one); scores: the scores.csv files behind it; pairs: image sets of `attack
     regeneration`; images: the image sets with members. Raises `InputError` for tables without the study.
@@ -26,12 +26,14 @@ def figures(metrics, scores, out, pairs=(), images=()):
     if measured.empty:
         raise InputError(f"{metrics} holds no row of {SYSTEM}; run `tuneleak evaluate shake-to-leak` first")
     amplification(measured, out)
-    roc_curves(read_scores(scores), out)
+    if scores:
+        roc_curves(read_scores(scores), out)
     dose(measured, out)
     if measured.defence.str.contains("=").any():
         figures_shake_studies.studies(measured, out)
-    if pairs:
+    if pairs or measured.attack.str.startswith("regeneration-").any():
         figures_regeneration.numbers(measured, out)
+    if pairs:
         figures_regeneration.pictures(pairs, images, out)
     files.write_meta(out / "figures", None, inputs={"metrics": str(metrics), "scores": [str(path) for path in scores]})
 

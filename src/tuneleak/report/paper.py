@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tuneleak import files
 from tuneleak.errors import InputError
-from tuneleak.report import macros, record, rows, typeset
+from tuneleak.report import jobs, macros, record, rows, typeset
 from tuneleak.report.tables import RECORDED_PRESET, SYSTEM
 
 APT = "apt-get install --no-install-recommends texlive-latex-recommended texlive-fonts-recommended latexmk"
@@ -17,12 +17,13 @@ _TIMEOUT = 600  # seconds
 _SOURCES = ("main.tex", "refs.bib", "sections")
 
 
-def paper(metrics, claims, tables, figures, reference, sources, out, benchmarks=None):
+def paper(metrics, claims, tables, figures, reference, sources, out, benchmarks=None, costs=None):
     """Write the paper (PDF), and beside it the folder `<name of out>-build` with all that went into it and the log.
 
     metrics, claims: tables of a run; tables: folder of `tuneleak tables`; figures: folders of `tuneleak figures ...`; reference:
-    paper/reference; sources: paper/; benchmarks: folder of Snakemake's benchmark TSVs, for the cost table. The sources are copied, never
-    written to. Equal inputs give equal bytes: dates come from SOURCE_DATE_EPOCH (0 if unset). Raises `InputError` if LaTeX is missing or stops.
+    paper/reference; sources: paper/; benchmarks: folder of Snakemake's benchmark TSVs, for the cost table, or `costs` read from them.
+    The sources are copied, never written to. Equal inputs give equal bytes: dates come from SOURCE_DATE_EPOCH (0 if unset).
+    Raises `InputError` if LaTeX is missing or stops.
     """
     if shutil.which("latexmk") is None or shutil.which("pdflatex") is None:
         raise InputError(f"the paper needs LaTeX, and latexmk was not found; install it with\n  {APT}")
@@ -30,7 +31,8 @@ def paper(metrics, claims, tables, figures, reference, sources, out, benchmarks=
     build = out.with_name(f"{out.stem}-build")
     shutil.rmtree(build, ignore_errors=True)
     _copy(Path(sources), Path(tables), [Path(folder) for folder in figures], build)
-    costs = record.seconds_per_rule(benchmarks) if benchmarks else None
+    if benchmarks:
+        costs = record.seconds_per_rule(benchmarks, jobs.calls_per_rule(jobs.read(Path(metrics).parent)))
     generate(metrics, claims, reference, build, costs)
     pdf = _run_latex(build)
     with files.atomic(out) as temporary:

@@ -1,4 +1,7 @@
-"""The verb `record`, which keeps a finished run under paper/reference/, and the facts about a run that its sidecars hold."""
+"""The verb `record`, which keeps a finished run under paper/reference/, and the facts about a run that its sidecars hold.
+
+Numbers of single pictures, which figures need, are kept beside it as `scores/<name>.csv.gz` (`SCORES`).
+"""
 
 import json
 from pathlib import Path
@@ -7,30 +10,59 @@ import pandas as pd
 
 from tuneleak import files
 from tuneleak.errors import InputError
-from tuneleak.report import rows
+from tuneleak.report import jobs, rows
 
 META = "run.meta.json"
+SCORES = {  # of a results folder; `matches` in as many columns as reading it takes
+    "tuning": "metrics/finextract/tuning.csv",
+    "matches": "extraction/*/*/test*/*/matches.csv",
+    "clusters": "attacker/clusters.csv",
+    "membership": "shake-to-leak/*/scores*.csv",
+}
+LARGEST = 5_000_000  # bytes of one compressed table
 
 
-def record(metrics, benchmarks, out, claims=None):
+def record(metrics, benchmarks, out, claims=None, results=None):
     """Write `<out>/<system>/{metrics.csv,run.meta.json}` for each system of a metrics table, and `<out>/claims.csv` if claims are given.
 
     metrics: metrics.csv of a run, with its sidecar; benchmarks: folder of Snakemake's benchmark TSVs; out: paper/reference/<preset>;
-    claims: claims.csv of the same run; systems recorded from other runs keep their rows. run.meta.json holds the machine, the versions, the
-    settings and the seconds per rule.
+    claims: claims.csv of the same run; systems recorded from other runs keep their rows; results: folder of the run, for the scores.
+    run.meta.json holds the machine, the versions, the settings and the seconds, memory and UNet calls per rule.
     """
     if rows.read_metrics(metrics).empty:
         raise InputError(f"{metrics} has no row; there is nothing to record")
     facts = facts_of(metrics)
     if not facts.get("machine"):
         raise InputError(f"{metrics} has no sidecar {Path(metrics).name}.meta.json, so the machine it was made on is unknown; run the workflow to make both")
-    facts |= {"preset": Path(out).resolve().name, "rules": seconds_per_rule(benchmarks)}
+    facts |= {"preset": Path(out).resolve().name, "rules": seconds_per_rule(benchmarks, jobs.calls_per_rule(jobs.read(Path(metrics).parent)))}
     as_text = pd.read_csv(metrics, dtype=str, keep_default_na=False)  # copied to the letter
     if claims:
         _record_claims(files.read_table(claims, ["system"], "make it again with `tuneleak claims`"), set(as_text.system), Path(out) / "claims.csv")
     for system, part in as_text.groupby("system"):
         files.write_csv(Path(out) / system / "metrics.csv", part)
         files.write_json(Path(out) / system / META, facts)
+    if results:
+        _record_scores(Path(results), Path(out))
+
+
+def scores_file(folder, name):
+    """Where the scores `name` of a recorded run lie (folder: paper/reference/<preset>)."""
+    return Path(folder) / "scores" / f"{name}.csv.gz"
+
+
+def _record_scores(results, out):
+    for name, pattern in SCORES.items():
+        tables = [pd.read_csv(path, dtype=str, keep_default_na=False) for path in sorted(results.glob(pattern))]
+        if not tables:
+            continue
+        table, path = pd.concat(tables, ignore_index=True), scores_file(out, name)
+        if name == "matches":
+            table = table[list(rows.MATCH_COLUMNS)]
+        with files.atomic(path) as temporary:
+            table.to_csv(temporary, index=False, lineterminator="\n", compression={"method": "gzip", "mtime": 0})
+        if path.stat().st_size > LARGEST:
+            print(f"{path}: left out, with {path.stat().st_size:,d} bytes it is larger than {LARGEST:,d}; figures drawn from it need the run")
+            path.unlink()
 
 
 def _record_claims(claims, systems, out):
@@ -38,8 +70,11 @@ def _record_claims(claims, systems, out):
     files.write_csv(out, pd.concat([kept, claims[claims.system.isin(systems)]]).sort_values("system", kind="stable"))
 
 
-def seconds_per_rule(benchmarks):
-    """Folder of benchmark TSVs -> {rule: {jobs, seconds, peak_memory_mb}}; the rule is the folder, or the file's name at the top."""
+def seconds_per_rule(benchmarks, calls=None):
+    """Folder of benchmark TSVs -> {rule: {jobs, seconds, peak_memory_mb}}; the rule is the folder, or the file's name at the top.
+
+    calls: {rule: samples through a UNet}, where it is known (`jobs.calls_per_rule`); it becomes `calls`.
+    """
     folder = Path(benchmarks)
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder of benchmark files")
@@ -54,6 +89,9 @@ def seconds_per_rule(benchmarks):
         rule["seconds"] = round(rule["seconds"] + float(pd.to_numeric(table["s"], errors="coerce").fillna(0).sum()), 2)
         memory = pd.to_numeric(table.get("max_rss", pd.Series(dtype=float)), errors="coerce").max()
         rule["peak_memory_mb"] = float(max(rule["peak_memory_mb"], 0 if pd.isna(memory) else memory))
+    for rule, count in (calls or {}).items():
+        if rule in found:
+            found[rule]["calls"] = count
     return found
 
 

@@ -91,17 +91,21 @@ def published_table(reference):
 
 
 def cost_table(costs, recorded=None):
-    """TeX tabular: jobs, seconds and peak memory per rule of the recorded run and of this run (`record.seconds_per_rule`); `n/a` without them."""
+    """TeX tabular: jobs, seconds, peak memory and thousands of UNet calls per rule, of the recorded run and of this run; `n/a` without them.
+
+    Both as `record.seconds_per_rule` gives them; calls are those that jobs count (attacks and drawings, not training), a dash stands for none.
+    """
     costs, recorded = costs or {}, recorded or {}
     body = []
     for rule in sorted(set(costs) | set(recorded), key=lambda name: -(costs.get(name) or recorded[name])["seconds"]):
         body.append([tex.escape(rule.replace("_", " ")), *_cost_cells(recorded.get(rule)), *_cost_cells(costs.get(rule))])
     body = body or [["n/a", *_cost_cells(None), *_cost_cells(None)]]
-    head = [["", r"\multicolumn{3}{c}{recorded}", r"\multicolumn{3}{c}{this run}"], r"\cmidrule(lr){2-4}\cmidrule(l){5-7}"]
-    return tex.tabular("@{}lrrrrrr@{}", [*head, ["rule", *["jobs", "seconds", "MB"] * 2]], body)
+    head = [["", r"\multicolumn{4}{c}{recorded}", r"\multicolumn{4}{c}{this run}"], r"\cmidrule(lr){2-5}\cmidrule(l){6-9}"]
+    return tex.tabular("@{}lrrrrrrrr@{}", [*head, ["rule", *["jobs", "seconds", "MB", "kcalls"] * 2]], body)
 
 
 def _cost_cells(rule):
     if rule is None:
-        return [tex.NOT_RECORDED] * 3
-    return [str(rule["jobs"]), f"{rule['seconds']:.0f}", f"{rule['peak_memory_mb']:.0f}"]
+        return [tex.NOT_RECORDED] * 4
+    calls = f"{rule['calls'] / 1000:.1f}" if "calls" in rule else "--"
+    return [str(rule["jobs"]), f"{rule['seconds']:.0f}", f"{rule['peak_memory_mb']:.0f}", calls]
