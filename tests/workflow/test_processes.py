@@ -102,6 +102,9 @@ def test_unlock_frees_a_folder_only_when_snakemake_is_gone(mini, start):
     snakemake, job = start(made)
     locks = made.folder / ".snakemake" / "locks"
     assert any(locks.glob("*")) and live_snakemakes(made.folder) == [snakemake.pid]
+    second = made.snakemake(fails=True)
+    assert "lock" in second.stdout.lower() and "Traceback" not in second.stdout, "two Snakemakes at once: the second is refused"
+    assert snakemake.poll() is None and job.is_running()
     said = made.tuneleak("unlock").stdout
     assert str(snakemake.pid) in said and any(locks.glob("*"))
     snakemake.send_signal(signal.SIGKILL)

@@ -1,12 +1,14 @@
 """The smoke preset from nothing to the paper, and what a workflow owes its user afterwards: nothing is done twice, and a killed run goes on."""
 
 import hashlib
+import importlib.util
 import json
 import re
 import shutil
 import signal
 import subprocess
 import time
+from pathlib import Path
 from urllib.parse import unquote
 
 import pandas as pd
@@ -14,7 +16,12 @@ import psutil
 import pytest
 import yaml
 
+specification = importlib.util.spec_from_file_location("survival", Path(__file__).with_name("survival.py"))
+survival = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(survival)
+
 pytestmark = [pytest.mark.workflow, pytest.mark.slow]
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SMOKE = ("--configfile", "workflow/presets/smoke.yaml")
 
 
@@ -97,6 +104,21 @@ def test_report(smoke):
     assert results(smoke, "report.zip").stat().st_size > 50_000
 
 
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on PATH")
+def test_the_report_opens_in_a_browser(smoke, tmp_path):
+    """As a person sees it after its scripts have run: a section per system and one of claims."""
+    if not results(smoke, "report.zip").is_file():
+        smoke.snakemake(*SMOKE, "--report", "results/smoke/report.zip")
+    shutil.unpack_archive(results(smoke, "report.zip"), tmp_path)
+    (page,) = tmp_path.rglob("report.html")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=20000", "--dump-dom"]
+    done = subprocess.run([BROWSER, *flags, page.as_uri()], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    seen = re.sub(r"<script\b.*?</script>", "", done.stdout, flags=re.DOTALL)
+    for section in ("FineXtract", "LoRA weights", "DP-LDM", "Shake-to-Leak", "Claims"):
+        assert section in seen, section
+
+
 def test_the_run_can_be_described(smoke):
     """As many jobs as logs, the calls that attacks counted, and files that are there."""
     smoke.tuneleak("crate", "--results", "results/smoke", "--overlay", SMOKE[1])
@@ -174,6 +196,18 @@ def test_a_killed_run_leaves_no_orphan_and_ends_with_the_same_numbers(smoke):
     assert (victim / "manifest.csv").exists() and not (victim / ".checkpoints").exists()
     assert results(smoke, "metrics.csv").read_bytes() == before
     assert "Nothing to be done" in smoke.snakemake(*SMOKE).stdout
+
+
+@pytest.mark.parametrize(
+    ("kind", "victim", "share"), [("render", "job", 0.7), ("evaluate_finextract", "snakemake", 0.5), ("extract", "job", 0.8)], ids=lambda value: str(value)
+)
+def test_jobs_killed_at_any_moment_end_with_the_same_bits(smoke, kind, victim, share):
+    """The moment is a share of the time that the job took before, as its benchmark says; survival.py draws more of them."""
+    reference, benchmarks = survival.made_by(smoke, kind), results(smoke, "benchmarks") / kind
+    seconds = max(float(path.read_text().splitlines()[1].split()[0]) for path in benchmarks.glob("*.tsv"))
+    row = survival.survive(smoke, kind, victim, share * seconds, reference)
+    assert row["recovered"] and not row["orphans"] and not row["different"], row
+    assert row["equal"] == len(reference) >= 1
 
 
 def test_resources_can_be_built_and_promoted(smoke, tmp_path):

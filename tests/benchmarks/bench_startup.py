@@ -1,0 +1,78 @@
+"""What starting a stage costs beside importing the classes it uses; reported, never asserted.
+
+    python tests/benchmarks/bench_startup.py [--repeats 3]
+
+A stage is started on a tiny pipeline and stopped where its work begins (the first training step, the first generation, the first score): processor
+seconds of the whole process up to there, loading the pipeline and its pictures included. Beside it a process that only imports the classes by which that
+work is done. The least of `--repeats` counts, processes of both kinds in turn. The aim is a ratio of 1.2 at most.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+CLASSES = """
+import numpy, pandas, torch
+from PIL import Image
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTokenizer
+"""
+STOP = """
+import importlib, sys, time
+module, name = sys.argv[1].split(":")
+def begun(*_, **__):
+    print(time.process_time(), flush=True)
+    raise SystemExit(0)
+from tuneleak.cli import main
+setattr(importlib.import_module(module), name, begun)
+main(sys.argv[2:])
+"""
+# stage: what it is called with, where its work begins, and the classes it uses beside those of the pipeline
+STAGES = {
+    "finetune (dreambooth)": ("tuneleak.finetune.loop:training_step", "dreambooth", ""),
+    "finetune (lora)": ("tuneleak.finetune.loop:training_step", "lora", "from peft import LoraConfig\nimport peft.tuners.lora"),
+    "attack membership": ("tuneleak.attacks.membership.loss:score", "membership", ""),
+}
+
+
+def arguments(stage, base, images, out):
+    common = ["--images", images, "--base", base, "--out", out, "--device", "cpu"]
+    if stage == "membership":
+        return ["attack", "membership", *common, "--options", json.dumps({"attacks": ["loss"], "captions": ["null"]})]
+    options = {"method": stage, "images_per_concept": 4, "steps_per_image": 1, "batch": 1, "rank": 2, "alpha": 2}
+    return ["finetune", *common, "--world", "tiny", "--split", "test", "--options", json.dumps(options)]
+
+
+def seconds(code, words=()):
+    """Processor seconds that a process reports of itself."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code, *map(str, words)], env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return float(done.stdout.split()[0])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=3)
+    repeats = parser.parse_args().repeats
+    specification = importlib.util.spec_from_file_location("tiny", ROOT / "tests/conftest.py")
+    tiny = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(tiny)
+    with tempfile.TemporaryDirectory() as folder:
+        base, images = tiny.build_tiny_base(Path(folder, "base")), tiny.build_tiny_images(Path(folder, "images"))
+        for name, (begins, stage, more) in STAGES.items():
+            words = [begins, *arguments(stage, base, images, Path(folder, "out"))]
+            found = [(seconds(STOP, words), seconds(f"{CLASSES}{more}\nimport time; print(time.process_time())")) for _ in range(repeats)]
+            started, imported = (min(column) for column in zip(*found, strict=True))
+            print(f"{name:22} {started:5.2f} s until its work begins, {imported:5.2f} s to import its classes, ratio {started / imported:.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
