@@ -21,7 +21,7 @@ SNAKEMAKE = $(BIN)/snakemake $(OVERLAY) --cores $(CORES) --rerun-incomplete --sh
 TEX = texlive-latex-recommended texlive-fonts-recommended latexmk
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup tex reproduce report smoke resources promote verify record redraw crate test ruff lint schema artifact pin-envs unlock clean
+.PHONY: help setup tex reproduce report smoke resources promote verify record redraw crate test test-gpu ruff lint schema artifact pin-envs unlock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -74,6 +74,9 @@ crate: setup ## describe a finished run: run-manifest.json and a Workflow Run RO
 
 test: setup ruff ## formatting, lint, dry runs of all presets, unit tests, and the smoke preset end to end
 	$(BIN)/python -m pytest
+
+test-gpu: setup ## one step of every stage at full size on a GPU, in bfloat16; skipped where there is none
+	$(BIN)/python -m pytest -m gpu -rs
 
 ruff: setup
 	$(BIN)/ruff check .
