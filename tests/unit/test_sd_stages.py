@@ -108,7 +108,7 @@ def step(base, batch, options, autocast):
             context = base.text_encoder(ids)[0] if trainee.trains_text else base.encode_text([CAPTION])
         before = vector.detach()[:: max(1, vector.numel() // 1_000_000)].clone()
         optimizer = torch.optim.SGD([vector], lr=1.0)
-        loss = objective.training_step(base.unet, [vector], optimizer, batch(context), base.alphas_cumprod, max_grad_norm=1.0, autocast=autocast)
+        loss = objective.training_step(base.output, [vector], optimizer, batch(context), base.alphas_cumprod, max_grad_norm=1.0, autocast=autocast)
         moved = vector.detach()[:: max(1, vector.numel() // 1_000_000)] != before
         return trainee.count, float(moved.float().mean()), float(loss)
     finally:
