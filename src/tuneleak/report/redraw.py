@@ -52,7 +52,7 @@ def known(reference):
 
 def draw_all(preset, root, metrics, systems, out):
     """Draw the figures of the recorded systems into `<out>/figures`; returns {name: why not} of what lacks its scores."""
-    from tuneleak.report import figures_ablations, figures_attacker, figures_dp_ldm, figures_finextract, figures_lora_weights, figures_shake
+    from tuneleak.report import figures_ablations, figures_attacker, figures_defences, figures_dp_ldm, figures_finextract, figures_lora_weights, figures_shake
 
     folder, missing = out / "figures", {}
 
@@ -79,6 +79,8 @@ def draw_all(preset, root, metrics, systems, out):
         figures_lora_weights.figures(metrics, None, None, folder)
     if "dp-ldm" in systems:
         figures_dp_ldm.figures(metrics, [], [], folder, out / "tables")
+    if "defences" in systems:
+        figures_defences.figures(metrics, folder, out / "tables")
     if "shake-to-leak" in systems:
         found = scores("membership")
         figures_shake.figures(metrics, folder, [found] if found else [])
