@@ -40,6 +40,21 @@ def test_scores_too_large_to_keep_are_left_out_and_said(study, tmp_path, monkeyp
     assert (tmp_path / "out/figures/theory.pdf").is_file()
 
 
+def test_only_what_the_paper_would_show_becomes_a_remark(tmp_path):
+    sections, out = tmp_path / "paper/sections", tmp_path / "out"
+    sections.mkdir(parents=True)
+    (out / "figures").mkdir(parents=True)
+    (out / "figures/there.pdf").write_text("")
+    (sections / "one.tex").write_text(
+        r"""\includegraphics[width=1cm]{pictures} \input{tables/setup} \input{tables/numbers}
+        \IfFileExists{figures/absent.pdf}{% \includegraphics{unseen} }{}
+        \IfFileExists{figures/there.pdf}{% \includegraphics{there} \includegraphics{seen} }{} \includegraphics{last}"""
+    )
+    missing = redraw.remark_missing(tmp_path / "paper", out)
+    assert missing == {"pictures": "it shows pictures", "table numbers": "not recorded", "seen": "not recorded", "last": "not recorded"}
+    assert {path.stem for path in (out / "figures").glob("*.png")} == {"pictures", "seen", "last"} and (out / "tables/numbers.tex").is_file()
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("latexmk") is None, reason="latexmk is not installed")
 def test_the_recorded_run_is_redrawn_to_its_paper(tmp_path, capsys):

@@ -92,9 +92,12 @@ def remark_missing(sources, out):
     """Put a remark in the place of every figure and table that the paper shows and that is not there; returns {name: why}."""
     missing = {}
     for source in sorted((sources / "sections").glob("*.tex")):
-        # what follows \IfFileExists{figures/x.pdf} is typeset only if that figure is there
-        first, *guarded = re.split(r"\\IfFileExists\{figures/([^}]+)\.pdf\}", source.read_text(encoding="utf-8"))
-        shown = [first, *(text for guard, text in zip(guarded[::2], guarded[1::2], strict=True) if (out / "figures" / f"{guard}.pdf").is_file())]
+        # \IfFileExists{figures/x.pdf}{...}{} is typeset only if that figure is there
+        first, *guarded = re.split(r"\\IfFileExists\{([^}]+)\}", source.read_text(encoding="utf-8"))
+        shown = [first]
+        for guard, text in zip(guarded[::2], guarded[1::2], strict=True):
+            inside, _, after = text.partition("}{}")
+            shown += [inside, after] if (out / guard).is_file() else [after]
         for name in re.findall(r"\\includegraphics(?:\[[^]]*\])?\{([^}]+)\}", "".join(shown)):
             if not (out / "figures" / f"{name}.pdf").is_file():
                 missing[name] = "it shows pictures" if name in PICTURES else "not recorded"
