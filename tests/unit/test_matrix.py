@@ -277,12 +277,13 @@ def test_every_cell_is_run_or_says_why():
 def test_the_matrix_costs_what_its_arithmetic_says():
     corner = budget.load(ROOT / "config.yaml")
     (row,) = budget.matrix_rows(corner)
-    # 4 people: LoRA and Cutout 78 steps of 4, DP-SGD 40 steps of 6 pictures and 8 draws; 8 shadows each as the plain LoRA
-    assert row["training"] == 3 * 4 * (2 * 78 * 4 + 40 * 6 * 8) + 3 * 4 * 8 * 78 * 4 and row["models"] == 4 * 4 + 4 * 8
+    # 4 people: LoRA and Cutout 78 steps of 4, DP-SGD 40 steps of 6 pictures and 8 draws, inversions 20 steps of 6 and 4; 8 shadows each as the plain LoRA
+    assert row["training"] == 3 * 4 * (2 * 78 * 4 + 40 * 6 * 8 + 20 * 6 * 4) + 3 * 4 * 8 * 78 * 4 and row["models"] == 5 * 4 + 4 * 8
     # 6 x 6 generations, 20 steps of 2, two conditions; 60 pictures x (loss 4, SecMI 12, PIA 2); (6 + 5 x 11) photographs, 3 timesteps, 2 models
-    attacks = 36 * 40 * 2 + 60 * 18 + 61 * 3 * 2 + 2 * 20 * 2 * 4  # weights: 2 pictures, two encoders, true prompt, captions of others
+    attacks = 36 * 40 * 2 + 60 * 18 + 61 * 3 * 2
+    weights = 2 * 20 * 2 * 4  # 2 pictures, two encoders, true prompt, captions of others; words are released by the fifth defence, and no LoRA
     use = 40 * (4 + 4) + 10 * 46
-    assert row["sampling"] == 16 * attacks + 4 * 60 * 18 + 20 * use + 8 * 4 * 40 * 3 * 2
+    assert row["sampling"] == 20 * attacks + 16 * weights + 4 * 60 * 18 + 24 * use + 8 * 4 * 40 * 3 * 2
     assert row["training"] + row["sampling"] < 1.9e6 * 8 / 60, "the corner stays within eight minutes on two cores"
     full = budget.load(ROOT / "config.yaml", ROOT / "workflow/presets/full.yaml")
     assert sum(row["training"] + row["sampling"] for row in budget.matrix_rows(full)) < 1.9e6 * 6

@@ -46,7 +46,7 @@ class PrivateDefence(Options):
     steps: Positive = Field(40, description="noisy steps")
     clip: Rate = Field(1e-3, description="norm C to which a gradient is clipped")
     multiplicity: Positive = Field(8, description="timesteps and noises averaged per picture before the clip (K)")
-    lr: Rate = Field(1e-3, description="learning rate of AdamW on normalised gradients")
+    lr: Rate = Field(3e-3, description="learning rate of AdamW on normalised gradients")
     gradients: Literal["auto", "ghost", "hooks"] = Field("hooks", description="how clipped sums are computed; hooks are faster for adapters")
     physical_batch: Positive = Field(64, description="rows in memory at once")
 
