@@ -147,6 +147,28 @@ def test_rates_need_enough_non_members():
     assert found["TPR@1%FPR"] == pytest.approx(stats.norm.sf(stats.norm.isf(0.01) - 3), abs=0.12) and found["TPR@0.1%FPR"] < found["TPR@1%FPR"]
 
 
+def test_shadows_become_scores_of_every_target(tmp_path):
+    """Twelve models and ten pictures, losses lower by 3 inside; one picture has too few shadows inside for LiRA, and RMIA keeps it."""
+    rng, parts = np.random.default_rng(0), []
+    inside = rng.random((12, 10)) < 0.5
+    inside[:, 0] = np.arange(12) < 2
+    for model in range(12):
+        told = {"world": "w", "base": "b", "concept": "p", "method": "lora", "defence": "none", "seed": str(model), "setting": "t=300"}
+        pool = {"role": "pool", "image_id": [f"x{i}" for i in range(10)], "inside": inside[model].astype(int), "loss": rng.normal(9, 1, 10) - 3 * inside[model]}
+        rest = {"role": "population", "image_id": [f"z{i}" for i in range(6)], "inside": 0, "loss": rng.normal(9, 1, 6)}
+        parts += [pd.DataFrame(told | pool), pd.DataFrame(told | rest)]
+    pd.concat(parts).to_csv(tmp_path / "shadows.csv", index=False)
+    table = defended_scores.read(shadows=[tmp_path / "shadows.csv"])
+    assert len(table[table.attack == "rmia"]) == 120 and not (table[table.attack == "lira"].image_id == "x0").any() and np.isfinite(table.score).all()
+    for row in table[table.attack == "rmia"].itertuples():
+        assert row.label == inside[int(row.seed), int(row.image_id[1:])]
+    for attack, least in (("lira", 0.9), ("rmia", 0.8)):  # six population pictures rank coarsely
+        mine = table[table.attack == attack]
+        assert roc.auc(mine.score[mine.label.astype(bool)], mine.score[~mine.label.astype(bool)]) > least
+    made = {(row["attack"], row["metric"]): row for row in defended_scores.rows(table, OPTIONS)}
+    assert made["lira", "AUC"]["value"] > 0.9 and ("rmia", "leaked bits") not in made  # one concept leaves none to set the threshold on
+
+
 def test_pairs_are_of_the_same_candidates_with_the_same_membership():
     cell = defended_scores.Cell("b", "0", "p", np.array([1, 1, 1, 0, 0, 0], bool), np.arange(6.0), np.arange(6.0), np.array(list("abcdef")))
     other = defended_scores.Cell("b", "0", "p", np.array([1, 0, 1, 0, 0], bool), np.arange(5.0) * 10, np.zeros(5), np.array(list("fcbea")[::-1]))

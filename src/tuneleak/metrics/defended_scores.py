@@ -86,9 +86,9 @@ def _shadows(paths):
             "rmia": shadow_models.rmia(pool.to_numpy(), inside.to_numpy(), population.to_numpy()),
         }
         for attack, scores in found.items():
-            long = pd.DataFrame(scores, pool.index, pool.columns).stack().rename("score").reset_index()
-            long["label"] = inside.stack().to_numpy()[np.isfinite(scores).ravel()] if len(long) < scores.size else inside.stack().to_numpy()
-            parts.append(long.assign(attack=attack, **told))
+            target, picture = np.isfinite(scores).nonzero()  # LiRA leaves out what has too few shadows on a side
+            told_of = {"seed": pool.index[target], "image_id": pool.columns[picture], "label": inside.to_numpy()[target, picture]}
+            parts.append(pd.DataFrame(told_of | {"score": scores[target, picture]}).assign(attack=attack, **told))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -99,6 +99,7 @@ def rows(table, options):
         told = dict(zip(["world", "base", "method", "attack", "setting"], key, strict=True)) | {"system": SYSTEM}
         maker = Rows(told["world"], options)
         cells = {name: cells_of(part) for name, part in group.groupby("defence", sort=False)}
+        cells = {name: found for name, found in cells.items() if found}
         for name, found in cells.items():
             mine = told | {"defence": name}
             made += [maker.of(mine, "AUC", found, auc_of(tuned)), *_bits(mine, found, options), *_low_rates(mine, found, maker)]
