@@ -174,6 +174,8 @@ def best_elsewhere(leak, use, base, kept):
 
 def _rankings(key, wide, options):
     made, told = [], key | {"attack": "all", "defence": "", "setting": ""}
+    most = max((part.shape[1] for part in wide.values()), default=0)
+    wide = {names: part for names, part in wide.items() if part.shape[1] == most}  # attacks that are run on a few defences only rank nothing
     shared = [set(part) for part in wide.values()]
     common = [name for name in next(iter(wide.values()), []) if all(name in names for names in shared)]
     index = None
