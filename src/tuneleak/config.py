@@ -136,26 +136,6 @@ class Config(Options):
         return self
 
     @model_validator(mode="after")
-    def _matrix_fits(self):
-        matrix, weights = self.defences, self.lora_weights
-        if not matrix.recipes:
-            return self
-        world = next((world for world in self.worlds if world.name == matrix.world), None)
-        if world is None or matrix.concepts > world.test_concepts:
-            raise ValueError(f"defences: `worlds` must list {matrix.world!r} with at least {matrix.concepts} test concepts")
-        frozen = {(item.world, item.method, item.attack) for item in self.finextract.guidance}
-        encoders = {plan.name for plan in weights.encoders}
-        for recipe in matrix.recipes:
-            if "extraction" in matrix.attacks and (matrix.world, recipe.method, "finextract") not in frozen:
-                raise ValueError(f"defences: finextract.guidance has no entry for world {matrix.world!r}, method {recipe.method!r}, attack 'finextract'")
-            odd = [key for key in ("rank", "alpha", "target_modules") if getattr(recipe, key) != getattr(weights.recipe, key)]
-            if "weights" in matrix.attacks and recipe.method == "lora" and (odd or world.base != weights.base):
-                raise ValueError(f"defences: the encoders of lora_weights expect its recipe and base; {', '.join(odd) or 'the base'} of the LoRA differs")
-        if "weights" in matrix.attacks and not set(matrix.weights) <= encoders:
-            raise ValueError(f"defences.weights: {sorted(set(matrix.weights) - encoders)[0]!r} is none of lora_weights.encoders")
-        return self
-
-    @model_validator(mode="after")
     def _names_exist(self):
         images, bases, worlds = ({item.name for item in group} for group in (self.images, self.bases, self.worlds))
         for world in self.worlds:
@@ -184,6 +164,26 @@ class Config(Options):
         self._guidance_is_complete()
         self._attacker_fits(worlds)
         self._fits_the_machine()
+        return self
+
+    @model_validator(mode="after")
+    def _matrix_fits(self):
+        matrix, weights = self.defences, self.lora_weights
+        if not matrix.recipes:
+            return self
+        world = next((world for world in self.worlds if world.name == matrix.world), None)
+        if world is None or matrix.concepts > world.test_concepts:
+            raise ValueError(f"defences: `worlds` must list {matrix.world!r} with at least {matrix.concepts} test concepts")
+        frozen = {(item.world, item.method, item.attack) for item in self.finextract.guidance}
+        encoders = {plan.name for plan in weights.encoders}
+        for recipe in matrix.recipes:
+            if "extraction" in matrix.attacks and (matrix.world, recipe.method, "finextract") not in frozen:
+                raise ValueError(f"defences: finextract.guidance has no entry for world {matrix.world!r}, method {recipe.method!r}, attack 'finextract'")
+            odd = [key for key in ("rank", "alpha", "target_modules") if getattr(recipe, key) != getattr(weights.recipe, key)]
+            if "weights" in matrix.attacks and recipe.method == "lora" and (odd or world.base != weights.base):
+                raise ValueError(f"defences: the encoders of lora_weights expect its recipe and base; {', '.join(odd) or 'the base'} of the LoRA differs")
+        if "weights" in matrix.attacks and not set(matrix.weights) <= encoders:
+            raise ValueError(f"defences.weights: {sorted(set(matrix.weights) - encoders)[0]!r} is none of lora_weights.encoders")
         return self
 
     def _weights_study_fits(self, images, bases):

@@ -154,7 +154,7 @@ rule draw_ablations:
     benchmark:
         "<benchmarks>/draw_ablations.tsv"
     conda:
-        "../../envs/report.yaml"
+        "../../envs/models.yaml"
     threads: 1
     resources:
         mem_mb=gigabytes(2),

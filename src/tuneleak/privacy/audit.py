@@ -145,7 +145,7 @@ class _training:
 
     def __exit__(self, *_):
         self.sums.close()
-        private._restore(self.base, self.recipe)
+        private.restore(self.base, self.recipe)
 
 
 def _as_parameters(vector, parameters):

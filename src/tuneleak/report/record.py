@@ -98,7 +98,7 @@ def seconds_per_rule(benchmarks, calls=None):
 def facts_of(metrics):
     """What the sidecar of a metrics table, and of the tables it was made from, say about the run; an empty dict where there is none.
 
-    Keys: machine, versions, git, finished; `evaluation` (options of the intervals) and `extraction` (options of an attack).
+    Keys: machine, versions, git, finished; `evaluation` (options of the intervals) and `extraction` (options of an attack), both the first study's.
     """
     path = Path(metrics)
     recorded = path.with_name(META)
@@ -108,9 +108,9 @@ def facts_of(metrics):
     facts = {name: own[name] for name in ("machine", "versions", "git", "finished") if name in own}
     for table in own.get("metrics", []):
         evaluation = _sidecar(table)
-        facts["evaluation"] = (evaluation.get("options") or {}) | facts.get("evaluation", {})  # the first study's, where two set the same
+        facts["evaluation"] = (evaluation.get("options") or {}) | facts.get("evaluation", {})
         for matches in evaluation.get("matches", [])[:1]:
-            facts["extraction"] = _sidecar(matches).get("options") or {}
+            facts.setdefault("extraction", _sidecar(matches).get("options") or {})
     return facts
 
 
