@@ -1,14 +1,11 @@
 """The verb `shake-defended`: Shake-to-Leak against models that their owner trained on private pictures, under a defence or under none, and released.
 
-The owner starts from the public base and trains on the pictures of one concept. The attacker, who has no picture, lets the released model draw
-pictures under the
-concept's caption and goes on tuning it on them, without privacy. Members are the owner's pictures. What the attacker does is computed from the release
-alone, so under
-differential privacy it cannot undo the guarantee (post-processing); without a guarantee it may amplify.
+The owner starts from the public base and trains on the pictures of one concept. The attacker, who has no picture, lets the released model draw pictures under
+the concept's caption and goes on tuning it on them, without privacy. Members are the owner's pictures. What the attacker does is computed from the release
+alone, so under differential privacy it cannot undo the guarantee (post-processing); without a guarantee it may amplify.
 
-Writes `<out>/<defence>/{released,drawn,tuned}` and, last, `manifest.csv`: the tuned models, with the defence they were released under, and in `images`
-the *owner's* pictures,
-whose membership is asked about (not the self-made ones, which are listed beside `drawn`).
+Writes `<out>/<defence>/{released,drawn,tuned}` and, last, `manifest.csv`: the tuned models, with the defence they were released under, and in `images` the
+*owner's* pictures, whose membership is asked about (not the self-made ones, which are listed beside `drawn`).
 """
 
 import shutil

@@ -1,8 +1,7 @@
 """One matrix: every attack under every defence, on the same models. The verb `evaluate defences`.
 
-The table has the columns of every metrics table, system `defences`; `defence` is a name of the configuration (`none`: no defence) or
-`<name>-minus-none`, a paired
-difference. Its parts: scores of candidates (`defended_scores`), extraction and weights (below), use, planes and rankings (`defended_use`), and
+The table has the columns of every metrics table, system `defences`; `defence` is a name of the configuration (`none`: no defence) or `<name>-minus-none`, a
+paired difference. Its parts: scores of candidates (`defended_scores`), extraction and weights (below), use, planes and rankings (`defended_use`), and
 
 - attack `finextract` and `finextract-no-caption` (or `finextract-<condition>`): AS, its controls, and leaked bits
 - attack `weights-<encoder>`: MRR, rank-1 and leaked bits of the weights attacks

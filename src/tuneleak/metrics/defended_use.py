@@ -156,9 +156,10 @@ def pareto(leaked, used):
 
 
 def best_elsewhere(leak, use, base, kept):
-    """Per row of `leak`: the defence that leaks least on the other concepts among those that keep the share `kept` of likeness there, minus no
-    defence; None with
-    a single concept. No defence itself is among the candidates, so that the difference is 0 where nothing qualifies."""
+    """Per row of `leak`: the defence that leaks least on the other concepts among those that keep the share `kept` of likeness there, minus no defence.
+
+    None with a single concept. No defence itself is among the candidates, so that the difference is 0 where nothing qualifies.
+    """
     concepts = leak.index.get_level_values("concept")
     if concepts.nunique() < 2:
         return None

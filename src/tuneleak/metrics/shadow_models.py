@@ -41,10 +41,9 @@ def lira(losses, inside):
 def rmia(losses, inside, population):
     """RMIA (Zarifzadeh et al., ICML 2024) with gamma = 1: the share of population pictures z with Pr(x | target) / Pr(x) >= Pr(z | target) / Pr(z).
 
-    population `(models, z)`: losses of pictures that no model trained on. Pr(. | model) = exp(-loss / s), with s the deviation of losses of one
-    picture over models (a
-    diffusion loss bounds minus the log-likelihood up to a factor, and s sets that factor), Pr(.) its mean over the shadows, half of which
-    were trained on x (online). `(models, pictures)`.
+    population `(models, z)`: losses of pictures that no model trained on. Pr(. | model) = exp(-loss / s), with s the deviation of losses of one picture over
+    models (a diffusion loss bounds minus the log-likelihood up to a factor, and s sets that factor), Pr(.) its mean over the shadows, half of which were
+    trained on x (online). `(models, pictures)`.
     """
     phi, inside = _checked(losses, inside)
     z = -np.asarray(population, float)

@@ -1,9 +1,8 @@
 """The "epsilon 10" of the public code of the LoRA-weights attack (arXiv 2409.08482), accounted again, and why its other defence, DPGM, bounds nothing.
 
-DP-AdamW ("DPDM"): the code tells its accountant of 200 pictures (class pictures of the base, which are not private), batch 1 and 1,000 epochs: q =
-1/200 for 200,000
-steps, delta 1e-6, which a Renyi accountant answers with sigma = 1.45 for epsilon 10. What is trained: 1,000 steps on five private pictures. Three ways
-to count that:
+DP-AdamW ("DPDM"): the code tells its accountant of 200 pictures (class pictures of the base, which are not private), batch 1 and 1,000 epochs: q = 1/200 for
+200,000 steps, delta 1e-6, which a Renyi accountant answers with sigma = 1.45 for epsilon 10. What is trained: 1,000 steps on five private pictures. Three
+ways to count that:
 
 - were each picture drawn by a coin with q = 1/5: 1,000 subsampled Gaussian steps
 - as the code really goes through the pictures, in passes without a coin: each is in every fifth step for certain, 200 Gaussian steps, no amplification
@@ -12,9 +11,8 @@ to count that:
 Where every step counts, T Gaussian steps are one with sigma / sqrt(T), exactly; the others are accounted by privacy loss distributions, with the Renyi answer
 beside it, which is what the code would print.
 
-DPGM trains on (MMD^2 + xi)^2, xi a Gaussian number. Its gradient is 2 (MMD^2 + xi) grad MMD^2: the exact private gradient times a random number.
-Clipping and Adam
-take the size away and leave the exact direction up to its sign, so a first step from public weights tells two neighbouring sets apart for certain.
+DPGM trains on (MMD^2 + xi)^2, xi a Gaussian number. Its gradient is 2 (MMD^2 + xi) grad MMD^2: the exact private gradient times a random number. Clipping and
+Adam take the size away and leave the exact direction up to its sign, so a first step from public weights tells two neighbouring sets apart for certain.
 """
 
 import contextlib
@@ -91,9 +89,8 @@ def noise_deviation(batch, noise):
 def refute_dpgm(runs=RUNS, seed=0):
     """(claimed epsilon, lower bound at 95 %): what first steps of DPGM on two neighbouring sets of one picture each show about its claim.
 
-    The model is its own prediction w in R^2, from w = 0; the pictures ask for (1, 1) and (1, -1). grad K = K' (x - w), so the first Adam step,
-    whatever xi, goes along
-    the diagonal that the picture lies on: the product of the two signs tells which it was. xi decides the direction along it alone.
+    The model is its own prediction w in R^2, from w = 0; the pictures ask for (1, 1) and (1, -1). grad K = K' (x - w), so the first Adam step, whatever xi,
+    goes along the diagonal that the picture lies on: the product of the two signs tells which it was. xi decides the direction along it alone.
     """
     claimed, delta, noise = DPGM
     xi = np.random.default_rng(seed).normal(0, noise_deviation(1, noise), (2, runs))

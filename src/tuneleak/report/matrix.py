@@ -96,9 +96,10 @@ def cell(table, method, defence, column):
 
 
 def kept(table, method, defence, column):
-    """Share of the undefended leak that is left, between 0 and 1, for the colour of a cell: of leaked bits where both are there and no defence leaks
-    any, else of
-    the own metric above what chance gives; NaN without either."""
+    """Share of the undefended leak that is left, between 0 and 1, for the colour of a cell; NaN where it cannot be told.
+
+    Of leaked bits where both are there and no defence leaks any, else of the own metric above what chance gives.
+    """
     mine, none = cell(table, method, defence, column), cell(table, method, NONE, column)
     for kind, chance in (("bits", 0.0), ("own", CHANCE.get(column[2], 0.0))):
         own, whole = getattr(mine, kind), getattr(none, kind)

@@ -1,8 +1,7 @@
 """The verb `attack shadows`: denoising losses of every picture of a pool under every LoRA trained on a coin-flip half of it (for LiRA and RMIA).
 
-`shadows.csv`, one row per model, defence and picture: `model_id, world, base, concept, method, defence, seed, setting, role` (`pool`: a coin decided
-whether this
-model was trained on it; `population`: a held-out picture no model was trained on), `image_id, inside` (1 if this model was), `loss` (mean over timesteps
+`shadows.csv`, one row per model, defence and picture: `model_id, world, base, concept, method, defence, seed, setting, role` (`pool`: a coin decided whether
+this model was trained on it; `population`: a held-out picture no model was trained on), `image_id, inside` (1 if this model was), `loss` (mean over timesteps
 and noises), `model_calls`. A defence that changes finished weights is applied to every LoRA, target or shadow, with noise of its own: the attacker knows it.
 
 All LoRAs of a concept are asked in one batched forward call of the frozen UNet.
