@@ -174,7 +174,7 @@ def test_private_gradients_are_clipped(base, kind):
         total, norms = sums.clipped(data.errors_of(torch.arange(1), noise, timesteps), 1, 1e-3)
     finally:
         sums.close()
-        private._restore(base, options)
+        private.restore(base, options)
     assert float(norms[0]) > 1e-3, "else nothing is clipped"
     length = sum(float(part.double().square().sum()) for part in total) ** 0.5
     assert length == pytest.approx(1, rel=1e-5) and sum(part.numel() for part in total) == flat.vector.numel()
