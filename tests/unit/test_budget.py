@@ -111,4 +111,4 @@ def test_the_ablations_cost_what_their_arithmetic_says():
     assert row["sampling"] == sampling + use
     assert row["training"] + row["sampling"] < 75_000, "the default preset adds at most three minutes on two cores"
     full = list(budget.ablation_rows(budget.load(ROOT / "config.yaml", ROOT / "workflow/presets/full.yaml")))
-    assert sum(row["training"] + row["sampling"] for row in full) < 2_400_000, "an hour and a quarter on two cores"
+    assert sum(row["training"] + row["sampling"] for row in full) < 2_500_000, "an hour and a half on two cores"
