@@ -105,10 +105,11 @@ def test_the_ablations_cost_what_their_arithmetic_says():
     # reference, two with two pictures (120 and 40 steps each), cutout and randaugment; reference again on tune concepts
     training = 2 * (6 * 40 + 2 * 120 + 2 * 40 + 6 * 40 + 6 * 40) + 2 * 6 * 40
     assert row["models"] == 12 and row["training"] == 3 * 4 * training
-    # five generations per picture, twenty steps of two calls: three weights of the reference, one of the others; then four and four pictures and the losses
-    sampling = 5 * 40 * (2 * (3 * 6 + 2 + 2 + 6 + 6) + 2 * 3 * 6)
+    # five generations per picture, twenty steps of two calls: the reference at three weights and the frozen setting, the others at
+    # that alone; then four and four pictures and the losses
+    sampling = 5 * 40 * (2 * (4 * 6 + 2 + 2 + 6 + 6) + 2 * 4 * 6)
     use = 2 * sum(40 * (4 + 4) + 10 * (40 + n) for n in (6, 2, 2, 6, 6))
     assert row["sampling"] == sampling + use
     assert row["training"] + row["sampling"] < 75_000, "the default preset adds at most three minutes on two cores"
     full = list(budget.ablation_rows(budget.load(ROOT / "config.yaml", ROOT / "workflow/presets/full.yaml")))
-    assert sum(row["training"] + row["sampling"] for row in full) < 2_500_000, "an hour and a half on two cores"
+    assert sum(row["training"] + row["sampling"] for row in full) < 2_600_000, "an hour and a half on two cores"
