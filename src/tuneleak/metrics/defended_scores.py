@@ -1,8 +1,7 @@
 """Attacks of the matrix that give each candidate a score: membership of pictures and people, LiRA and RMIA, and membership after Shake-to-Leak.
 
-All become one table, a row per (attack, model, candidate): `attack, setting, method, defence, world, base, concept, seed, image_id, label` (bool: was
-in), `score`.
-Metrics of each attack under each defence, and their paired differences from no defence on the same candidates:
+All become one table, a row per (attack, model, candidate): `attack, setting, method, defence, world, base, concept, seed, image_id, label`
+(bool: was in), `score`. Metrics of each attack under each defence, and their paired differences from no defence on the same candidates:
 
 - AUC: mean over concepts (and seeds) of that within a model; intervals as in `tuneleak.metrics.shake_to_leak`
 - leaked bits: see `tuneleak.metrics.bits`; scores are standardised within a model, thresholds come from other concepts
@@ -194,7 +193,8 @@ def _amplified(table, options):
     made = []
     for key, group in table[table.attack.str.startswith(f"{SHAKEN}-")].groupby(["world", "base", "method", "attack", "setting"], sort=True):
         told = dict(zip(["world", "base", "method", "attack", "setting"], key, strict=True)) | {"system": SYSTEM}
-        released = table[(table.attack == told["attack"].removeprefix(f"{SHAKEN}-")) & (table.setting == told["setting"]) & (table.method == told["method"])]
+        same = (table[["world", "base", "method", "setting"]] == [told[name] for name in ("world", "base", "method", "setting")]).all(axis=1)
+        released = table[same & (table.attack == told["attack"].removeprefix(f"{SHAKEN}-"))]
         maker, found = Rows(told["world"], options), {}
         for name, part in group.groupby("defence", sort=False):
             found[name] = paired_cells(cells_of(part), cells_of(released[released.defence == name]))

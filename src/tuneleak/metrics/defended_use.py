@@ -53,7 +53,7 @@ def rows(table, options):
                 made.append(_row(key | {"defence": name}, both, metric, values[0], options))
                 if name != NONE:
                     made.append(_row(key | {"defence": f"{name}-minus-{NONE}"}, both, metric, values[0] - values[1], options))
-        made += _kept(key, table, group, options)
+        made += _kept(key, table[(table.world == world) & (table.base == base)], group, options)
     return made
 
 
@@ -114,13 +114,15 @@ def _seeds(wide):
 
 def planes(leaks, table, options):
     """Rows of every attack's privacy-utility plane, and of rankings. leaks: `attack, setting, metric, world, base` and `MODEL`, `value` (higher: more)."""
-    use, made = likeness(table) if len(table) else None, []
+    made = []
     for (world, base, method), block in leaks.groupby(["world", "base", "method"], sort=True):
         key = {"system": SYSTEM, "world": world, "base": base, "method": method}
         metrics = {names: part.metric.iloc[0] for names, part in block.groupby(["attack", "setting"], sort=True)}
         wide = {names: _wide(part, "value") for names, part in block.groupby(["attack", "setting"], sort=True)}
         wide = {names: part for names, part in wide.items() if NONE in part and part.shape[1] > 1}
-        if use is not None:
+        mine = table[(table.world == world) & (table.base == base)]  # twins of one base have the same people
+        if len(mine):
+            use = likeness(mine)
             liked = _wide(use[use.method == method], "use"), _wide(use[use.method == method], "use_base")
             for (attack, setting), part in wide.items():
                 made += _plane(key | {"attack": attack, "setting": setting}, metrics[attack, setting], part, *liked, options)
