@@ -193,6 +193,17 @@ def test_the_best_defence_is_chosen_elsewhere():
     assert defended_use.best_elsewhere(leak[:1], use[:1], base[:1], 0.9) is None
 
 
+def test_bases_are_kept_apart(tmp_path):
+    """A second base on which every fine-tune is worthless does not change what is kept on the first."""
+    alone = defended_use.read([utility(tmp_path)])
+    worthless = alone.assign(base="other", similarity_heldout=0.0)
+    kept = [
+        [row for row in defended_use.rows(table, OPTIONS) if row["metric"] == "similarity kept" and row["base"] != "other"]
+        for table in (alone, pd.concat([alone, worthless], ignore_index=True))
+    ]
+    assert kept[0] and kept[0] == kept[1]
+
+
 def test_rankings():
     assert defended_use.mean_tau(np.array([[1, 2, 3], [10, 20, 30]])) == 1 and defended_use.mean_tau(np.array([[1, 2, 3], [3, 2, 1]])) == -1
     assert defended_use.mean_tau(np.array([[1, 2, 3], [10, 20, 30], [3, 2, 1]])) == pytest.approx(-1 / 3)
