@@ -27,7 +27,7 @@ wildcard_constraints:
     unet=one_of(study.training.bases),
     split="tune|test",
     encoder="[a-z0-9-]+",
-    knows=one_of(weights_defences()),
+    knows=one_of([*weights_defences(), *known_transforms()]),
     defence=one_of(weights_defences()),
     steps="total|per-image",
     shard="[0-9]+",

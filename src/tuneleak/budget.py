@@ -192,10 +192,14 @@ def matrix_rows(study):
             changes["sampling"] += matrix.concepts * _scored(study, matrix.membership)
         if matrix.run(method, "shadows"):
             shadows, plan = matrix.shadows.models * matrix.concepts, matrix.shadows.attack
-            changes["models"] += shadows
-            changes["training"] += shadows * _trained_once(recipe) * recipe.steps_per_image
+            for trained in matrix.shadow_sets(method):
+                options = matrix.shadow_recipe(method, trained)
+                changes["models"] += shadows
+                changes["training"] += shadows * _trained_once(options) * options.steps_per_image
             asked = (study.population.private_pool + plan.population) * len(plan.timesteps) * plan.draws
             changes["sampling"] += shadows * asked * len(matrix.run(method, "shadows"))
+        if matrix.run(method, "weights-adaptive"):
+            changes["training"] += sum(TRAINING_CALLS * _encoder_calls(study, name) for name in _trained_anew(study, method))
         if matrix.run(method, "shake"):
             options = matrix.shake_options(method)
             shaken = models * len(options.defences)
@@ -203,6 +207,17 @@ def matrix_rows(study):
             changes["training"] += shaken * _trained_once(options.recipe) * options.recipe.steps_per_image
             changes["sampling"] += shaken * options.synthesize.count * options.synthesize.steps * 2
         yield {"world": matrix.world, "method": f"{method}, matrix", **changes}
+
+
+def _trained_anew(study, method):
+    """Encoders that the matrix trains beside those of the weights study, one entry per change of weights they expect."""
+    known = [change for change in study.defences.known_changes(method) if change not in ("none", *study.lora_weights.adaptive)]
+    return study.defences.weights_adaptive * len(known)
+
+
+def _encoder_calls(study, name):
+    (options,) = [plan.options for plan in study.lora_weights.encoders if plan.name == name]
+    return 0 if options.attack == "linear" else options.steps * options.batch
 
 
 def _of_attack(study, matrix, method, size, attack):
@@ -217,6 +232,8 @@ def _of_attack(study, matrix, method, size, attack):
         return 2 * judged * len(matrix.people.captions) * len(matrix.people.timesteps) * matrix.people.draws
     if attack == "weights":
         return run.pictures * run.steps * 2 * (len(matrix.weights) + 2)  # each encoder, the true prompt, captions of others
+    if attack == "weights-adaptive":
+        return run.pictures * run.steps * 2 * len(matrix.weights_adaptive)
     return 0
 
 

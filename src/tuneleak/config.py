@@ -182,8 +182,10 @@ class Config(Options):
             odd = [key for key in ("rank", "alpha", "target_modules") if getattr(recipe, key) != getattr(weights.recipe, key)]
             if "weights" in matrix.attacks and recipe.method == "lora" and (odd or world.base != weights.base):
                 raise ValueError(f"defences: the encoders of lora_weights expect its recipe and base; {', '.join(odd) or 'the base'} of the LoRA differs")
-        if "weights" in matrix.attacks and not set(matrix.weights) <= encoders:
-            raise ValueError(f"defences.weights: {sorted(set(matrix.weights) - encoders)[0]!r} is none of lora_weights.encoders")
+        for key in ("weights", "weights_adaptive"):
+            unknown = sorted(set(getattr(matrix, key)) - encoders)
+            if key.replace("_", "-") in matrix.attacks and unknown:
+                raise ValueError(f"defences.{key}: {unknown[0]!r} is none of lora_weights.encoders")
         return self
 
     def _weights_study_fits(self, images, bases):

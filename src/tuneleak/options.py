@@ -175,9 +175,11 @@ class FinetuneOptions(Options):
     snapshots: Positive = Field(1, description="models kept of each fine-tune, evenly spaced over its steps, the finished one being the last")
 
     @property
-    def changes_data(self):
-        """Whether anything but the pictures and captions themselves is trained on, or by another loss."""
-        return self.augment != "none" or self.loss != "mse" or bool(self.near_duplicates or self.caption_randomisation or self.adversarial_radius)
+    def alone(self):
+        """The knob that keeps models of this recipe from being trained side by side (`tuneleak.finetune.many`); empty if none does."""
+        if self.method != "lora":
+            return "method"
+        return next((name for name in ("caption_randomisation", "adversarial_radius", "caption_words") if getattr(self, name)), "")
 
 
 class CollectOptions(Options):

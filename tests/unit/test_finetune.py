@@ -300,11 +300,12 @@ def test_drawn_captions_have_their_lengths_and_belong_to_the_model():
 
 def test_plain_descent_steps_along_the_gradient_and_continues_from_a_checkpoint(tmp_path):
     vector = torch.nn.Parameter(torch.ones(3))
-    optimizer = loop._optimizer(vector, FinetuneOptions(optimizer="sgd", lr=0.5))
+    plain = FinetuneOptions(optimizer="sgd", lr=0.5)
+    optimizer = loop.new_optimizer(vector, plain)
     vector.grad = torch.tensor([1.0, 2.0, 0.0])
     optimizer.step()
     assert torch.equal(vector.detach(), torch.tensor([0.5, 0.0, 1.0]))  # no momentum, no decay
     checkpoint.save(tmp_path, "m", 1, vector, optimizer, runtime.generator("x"), torch.zeros(4))
     again = torch.nn.Parameter(torch.zeros(3))
-    assert checkpoint.load(tmp_path, "m", again, loop._optimizer(again, FinetuneOptions(optimizer="sgd", lr=0.5)), runtime.generator("y"), torch.zeros(4)) == 1
+    assert checkpoint.load(tmp_path, "m", again, loop.new_optimizer(again, plain), runtime.generator("y"), torch.zeros(4)) == 1
     assert torch.equal(again, vector)

@@ -75,8 +75,19 @@ def test_batched_training_is_training_one_at_a_time_in_double_precision(tiny_bas
         assert moved > 1e-2, "nothing was trained"
 
 
-def test_the_two_verbs_give_one_model_up_to_float32_rounding(tiny_base, tiny_images, tmp_path, record_property):
-    knobs = options({"lr": 1e-3, "steps_per_image": 7})
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {},
+        {"augment": "cutout", "augment_views": 3, "augment_strength": 0.7},
+        {"augment": "randaugment", "near_duplicates": 1},
+        {"loss": "mmd", "mmd_noise": 0.6},
+        {"optimizer": "sgd"},
+    ],
+    ids=["plain", "cutout", "randaugment", "dpgm", "sgd"],
+)
+def test_the_two_verbs_give_one_model_up_to_float32_rounding(recipe, tiny_base, tiny_images, tmp_path, record_property):
+    knobs = options({"lr": 1e-3, "steps_per_image": 7} | recipe)
     stacked, made = collect(tiny_base, tiny_images, tmp_path / "many", knobs, split="tune")
     loop.finetune(base=tiny_base, images=tiny_images, world="w", split="tune", out=tmp_path / "one", options=knobs.recipe, device="cpu")
     base = pipeline.load_base(tiny_base)
@@ -164,6 +175,7 @@ def test_a_killed_shard_keeps_its_finished_groups(tiny_base, tiny_images, tmp_pa
     ("recipe", "where", "message"),
     [
         ({"method": "dreambooth"}, {}, "not 'lora'"),
+        ({"caption_randomisation": 0.5}, {}, "leave out caption_randomisation"),
         ({"images_per_concept": 9}, {}, "has 4 training pictures"),
         ({}, {"start": 4}, "empty or leaves them"),
         ({"lr": 1e30}, {"stop": 1}, "not finite"),

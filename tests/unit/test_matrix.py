@@ -13,7 +13,7 @@ from tuneleak import budget, config
 from tuneleak.errors import InputError
 from tuneleak.metrics import bits, defences, defended_scores, defended_use, roc
 from tuneleak.report import figures_defences, matrix, practice, rows
-from tuneleak.studies.defences import DefenceEvaluateOptions, Missing
+from tuneleak.studies.defences import GROUPS, DefenceEvaluateOptions, Missing
 
 ROOT = Path(__file__).resolve().parents[2]
 CONCEPTS, SHIFT = [f"p{i}" for i in range(8)], {"none": 2.0, "dp-1": 0.0}
@@ -130,6 +130,21 @@ def test_promises_and_cells_that_are_not_run(measured):
     assert one(measured, defence="dp-1", metric="person epsilon").value == 6
     missing = one(measured, metric="not run")
     assert (missing.attack, missing.guidance) == ("weights", "words are released and no LoRA") and np.isnan(missing.value)
+
+
+def test_an_encoder_trained_anew_is_compared_with_the_plain_one_without_a_defence(tmp_path):
+    """Rank 1 of nobody's weights: MRR 1; rotated, the plain encoder ranks everybody fourth, MRR .25, and the one that knows it second, MRR .5."""
+    told = MODEL | {"setting": "pictures"} | dict.fromkeys(("genuine", "stranger", "threshold", "cosine"), 0.5)
+    kinds = [("spectral", "none", 1), ("spectral", "gauge", 4), ("spectral-adaptive", "gauge", 2)]
+    rows = [told | {"attack": attack, "defence": defence, "rank": rank, "concept": concept} for attack, defence, rank in kinds for concept in CONCEPTS]
+    pd.DataFrame(rows).to_csv(tmp_path / "scores.csv", index=False)
+    made, values = defences._weights([tmp_path / "scores.csv"], OPTIONS)
+    found = {(row["attack"], row["defence"]): row["value"] for row in made if row["metric"] == "MRR"}
+    assert found == {
+        ("weights-spectral", "none"): 1, ("weights-spectral", "gauge"): 0.25, ("weights-spectral", "gauge-minus-none"): -0.75,
+        ("weights-spectral-adaptive", "gauge"): 0.5, ("weights-spectral-adaptive", "gauge-minus-none"): -0.5,
+    }  # fmt: skip
+    assert len(values) == 3 * len(CONCEPTS)
 
 
 def test_rates_need_enough_non_members():
@@ -300,24 +315,39 @@ def test_every_cell_is_run_or_says_why():
     full = budget.load(ROOT / "config.yaml", ROOT / "workflow/presets/full.yaml").defences
     for recipe in full.recipes:
         for item in full.defences:
-            for attack in ("membership", "extraction", "people", "weights", "shadows", "shake"):
+            for attack in GROUPS:
                 assert bool(full.reason(recipe.method, item.name, attack)) == (item.name not in full.run(recipe.method, attack))
     assert full.reason("lora", "dpagg-1", "weights") and full.reason("lora", "dp-1", "shadows") and not full.reason("lora", "int8", "shadows")
-    assert full.shadow_options("lora").names == ["none", "noise", "int8", "int4", "truncate", "gauge"]
     assert full.shake_options("lora").recipe.rank == 4 and full.shake_options("lora").defences == ["none", "dp-1", "dp-10", "dp-100"]
     assert full.shake_options("dreambooth").recipe.method == "dreambooth"
+
+
+def test_who_knows_the_defence_adapts_to_it():
+    full = budget.load(ROOT / "config.yaml", ROOT / "workflow/presets/full.yaml").defences
+    sets = full.shadow_sets("lora")
+    assert list(sets) == ["none", "cutout", "randaugment", "steps-3", "steps-10", "dpgm"]  # a recipe of its own each
+    assert full.shadow_options("lora", "none").names == ["none", "noise", "int8", "int4", "truncate", "gauge"]
+    assert full.shadow_options("lora", "none").transforms[2].name == "quantise-8" and full.shadow_options("lora", "dpgm").names == ["dpgm"]
+    recipe = full.shadow_recipe("lora", "steps-3")
+    assert recipe.steps_per_image == 3 and recipe.seeds == list(range(16)) and full.shadow_recipe("lora", "none").steps_per_image == 25
+    known = full.known_changes("lora")
+    assert {change: known[change] for change in known if change != "none"} == {
+        "noise-0.5": ["noise"], "quantise-8": ["int8"], "quantise-4": ["int4"], "truncate-1": ["truncate"], "gauge-10": ["gauge"],
+    }  # fmt: skip
+    assert sorted(name for names in known.values() for name in names) == sorted(full.run("lora", "weights"))  # every defence is attacked in one table
 
 
 def test_the_matrix_costs_what_its_arithmetic_says():
     corner = budget.load(ROOT / "config.yaml")
     (row,) = budget.matrix_rows(corner)
-    # 4 people: LoRA and Cutout 78 steps of 4, DP-SGD 40 steps of 6 pictures and 8 draws, inversions 20 steps of 6 and 4; 8 shadows each as the plain LoRA
-    assert row["training"] == 3 * 4 * (2 * 78 * 4 + 40 * 6 * 8 + 20 * 6 * 4) + 3 * 4 * 8 * 78 * 4 and row["models"] == 5 * 4 + 4 * 8
+    # 4 people: LoRA and Cutout 78 steps of 4, DP-SGD 40 steps of 6 pictures and 8 draws, inversions 20 steps of 6 and 4; 8 shadows each of LoRA and Cutout
+    assert row["training"] == 3 * 4 * (2 * 78 * 4 + 40 * 6 * 8 + 20 * 6 * 4) + 3 * 4 * 8 * 2 * 78 * 4 and row["models"] == 5 * 4 + 2 * 4 * 8
     # 6 x 6 generations, 20 steps of 2, two conditions; 60 pictures x (loss 4, SecMI 12, PIA 2); (6 + 5 x 11) photographs, 3 timesteps, 2 models
     attacks = 36 * 40 * 2 + 60 * 18 + 61 * 3 * 2
     weights = 2 * 20 * 2 * 4  # 2 pictures, two encoders, true prompt, captions of others; words are released by the fifth defence, and no LoRA
     use = 40 * (4 + 4) + 10 * 46
-    assert row["sampling"] == 20 * attacks + 16 * weights + 4 * 60 * 18 + 24 * use + 8 * 4 * 40 * 3 * 2
+    adaptive = 2 * 20 * 2  # one encoder more, on rotated factors
+    assert row["sampling"] == 20 * attacks + 16 * weights + 4 * adaptive + 4 * 60 * 18 + 24 * use + 8 * 4 * 40 * 3 * 3
     assert row["training"] + row["sampling"] < 1.9e6 * 8 / 60, "the corner stays within eight minutes on two cores"
     full = budget.load(ROOT / "config.yaml", ROOT / "workflow/presets/full.yaml")
     assert sum(row["training"] + row["sampling"] for row in budget.matrix_rows(full)) < 1.9e6 * 6

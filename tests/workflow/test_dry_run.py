@@ -31,7 +31,7 @@ def test_job_graph(clone, preset):
     assert counts["finetune"] and counts["extract"] and counts["typeset_paper"] == 1
     assert counts["total"] < 2000
     if not preset.startswith("paper"):  # starting a job costs ten seconds
-        assert counts["total"] < (500 if preset == "full" else 200)
+        assert counts["total"] < (550 if preset == "full" else 200)
     assert done.seconds < 20, "reading the workflow takes too long (see the processor time above)"
 
 
@@ -64,15 +64,18 @@ def test_shards_cover_the_concepts_once(clone):
 
 
 def test_the_matrix_is_run_in_few_jobs_and_where_it_can_be(clone):
-    """Two groups of attacks in smoke; in full one job per shard and group, on those defences only that it can be run on."""
+    """Two groups of attacks in smoke; in full one job per shard and group, on those defences only that it can be run on; and one more for each way to adapt."""
     smoke = jobs(clone.snakemake("--dry-run", "--quiet", "rules", *overlay_of("smoke"), "--", "defences").stdout)
     mine = {"finetune_defended", "defended_membership", "defended_extraction", "defended_utility", "evaluate_defences", "draw_defences"}
     assert {name: smoke.get(name) for name in mine} == dict.fromkeys(mine, 1) and not set(smoke) & {"attack_shadows", "defended_weights", "shake_defended"}
     done = clone.snakemake("--dry-run", "--printshellcmds", *overlay_of("full"), "--", "defences")
     full = jobs(done.stdout)
-    assert full["finetune_defended"] == full["defended_membership"] == 8 and full["defended_weights"] == full["attack_shadows"] == 4
-    (options,) = {text for text in re.findall(r"attack weights run .*defences/lora/0/.*--options '(.*)' >", done.stdout)}
+    assert full["finetune_defended"] == full["defended_membership"] == 8
+    assert full["collect_shadows"] == full["attack_shadows"] == 4 * 6 and full["defended_weights"] == 4 * 6  # five changed recipes; five changes of weights
+    (options,) = set(re.findall(r"attack weights run .*defences/lora/0/weights/none .*--options '(.*)' >", done.stdout))
     assert '"dpagg-1"' not in options and '"dp-person-10"' in options and '"controls": false' in options
+    (call,) = set(re.findall(r"attack weights run .*defences/lora/0/weights/quantise-8 .*", done.stdout))
+    assert "/encoders/quantise-8/spectral-adaptive" in call and "/encoders/none/autoencoder" in call and '"only": ["int8"]' in call
     assert "defences" not in "".join(jobs(clone.snakemake("--dry-run", "--quiet", "rules", *overlay_of("paper-one")).stdout))
 
 

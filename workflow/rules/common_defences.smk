@@ -59,7 +59,11 @@ def matrix_factors_flag(wildcards):
 
 
 def matrix_encoders(wildcards):
-    return [f"{RESULTS}/weights/encoders/none/{name}/config.json" for name in MATRIX.weights]
+    """The encoders of one table of scores: all on what nobody adapts to; and those trained anew by who knows how the weights were changed."""
+    names = [f"none/{name}" for name in MATRIX.weights]
+    if wildcards.knows != "none":
+        names += [f"{wildcards.knows}/{name}-adaptive" for name in MATRIX.weights_adaptive]
+    return [f"{RESULTS}/weights/encoders/{name}/config.json" for name in names]
 
 
 def matrix_encoder_modules():
@@ -67,25 +71,26 @@ def matrix_encoder_modules():
 
 
 def matrix_weights_options(wildcards):
-    return as_json(study.lora_weights.run, controls=False, only=MATRIX.run(wildcards.method, "weights"))
+    return as_json(study.lora_weights.run, controls=False, only=MATRIX.known_changes(wildcards.method)[wildcards.knows])
 
 
 def matrix_shadow_training(wildcards):
-    recipe = MATRIX.recipe(wildcards.method).model_copy(update={"seeds": list(range(MATRIX.shadows.models))})
+    recipe = MATRIX.shadow_recipe(wildcards.method, wildcards.trained)
     return as_json(study.lora_weights.collect, recipe=recipe, snapshot_every=0, trigger="", coin=True, models_at_once=MATRIX.shadows.models_at_once)
 
 
 def matrix_shadow_options(wildcards):
-    return as_json(MATRIX.shadow_options(wildcards.method))
+    return as_json(MATRIX.shadow_options(wildcards.method, wildcards.trained))
 
 
 def matrix_shake_options(wildcards):
     return as_json(MATRIX.shake_options(wildcards.method))
 
 
-def matrix_parts(attack, name):
-    """The files `name` of a group of attacks, of every method and shard in which it is run on any defence."""
-    return [f"{RESULTS}/defences/{method}/{shard}/{name}" for method, shard in MATRIX_CELLS if MATRIX.run(method, attack)]
+def matrix_parts(attack, name, parts=None):
+    """The files `name` of a group of attacks, of every method and shard in which it is run on any defence; parts: from a method to what may stand for {} in it."""
+    cells = [(method, shard) for method, shard in MATRIX_CELLS if MATRIX.run(method, attack)]
+    return [f"{RESULTS}/defences/{method}/{shard}/{name.format(part)}" for method, shard in cells for part in (parts(method) if parts else [""])]
 
 
 def matrix_scores():
@@ -93,10 +98,10 @@ def matrix_scores():
     return {
         "membership": matrix_parts("membership", "membership.csv"),
         "people": matrix_parts("people", "people.csv"),
-        "shadows": matrix_parts("shadows", "shadows.csv"),
+        "shadows": matrix_parts("shadows", "shadows/{}/losses.csv", MATRIX.shadow_sets),
         "shaken": matrix_parts("shake", "shaken.csv"),
         "matches": matrix_parts("extraction", "extraction/matches.csv"),
-        "weights": matrix_parts("weights", "weights/scores.csv"),
+        "weights": matrix_parts("weights", "weights/{}/scores.csv", MATRIX.known_changes),
         "utility": [f"{RESULTS}/defences/{method}/{shard}/utility.csv" for method, shard in MATRIX_CELLS],
         "privacy": [f"{RESULTS}/defences/{method}/{shard}/models/privacy.csv" for method, shard in MATRIX_CELLS],
     }

@@ -48,8 +48,14 @@ def size_collect_options(wildcards):
     return collected(snapshot_every=0, image_counts=study.lora_weights.sizes.image_counts, steps=wildcards.steps)
 
 
+def known_transforms():
+    """{name: change of finished weights} of this study and of the matrix: what an attacker may know of the weights."""
+    every = [*study.lora_weights.transforms, *(item.transform for item in study.defences.defences)]
+    return {item.name: item for item in every}
+
+
 def transform_named(name):
-    return next((item for item in study.lora_weights.transforms if item.name == name), None)
+    return known_transforms().get(name)
 
 
 def transform_options(wildcards):

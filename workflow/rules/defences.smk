@@ -4,6 +4,10 @@
 include: "common_defences.smk"
 
 
+wildcard_constraints:
+    trained=one_of(MATRIX.defences),
+
+
 rule finetune_defended:
     input:
         base=matrix_base,
@@ -184,11 +188,11 @@ rule defended_weights:
         encoders=matrix_encoders,
         embedders=shipped(*weights_embedders()),
     output:
-        scores="<results>/defences/{method}/{shard}/weights/scores.csv",
+        scores="<results>/defences/{method}/{shard}/weights/{knows}/scores.csv",
     log:
-        "<logs>/defended_weights/{method}.{shard}.log",
+        "<logs>/defended_weights/{method}.{shard}.{knows}.log",
     benchmark:
-        "<benchmarks>/defended_weights/{method}.{shard}.tsv"
+        "<benchmarks>/defended_weights/{method}.{shard}.{knows}.tsv"
     conda:
         "../../envs/models.yaml"
     threads: study.threads
@@ -224,12 +228,12 @@ rule collect_shadows:
         base=matrix_base,
         images=matrix_images,
     output:
-        manifest="<results>/defences/{method}/{shard}/shadows/manifest.csv",
-        stack="<results>/defences/{method}/{shard}/shadows/weights.safetensors",
+        manifest="<results>/defences/{method}/{shard}/shadows/{trained}/manifest.csv",
+        stack="<results>/defences/{method}/{shard}/shadows/{trained}/weights.safetensors",
     log:
-        "<logs>/collect_shadows/{method}.{shard}.log",
+        "<logs>/collect_shadows/{method}.{shard}.{trained}.log",
     benchmark:
-        "<benchmarks>/collect_shadows/{method}.{shard}.tsv"
+        "<benchmarks>/collect_shadows/{method}.{shard}.{trained}.tsv"
     conda:
         "../../envs/models.yaml"
     threads: study.threads
@@ -256,15 +260,15 @@ rule collect_shadows:
 
 rule attack_shadows:
     input:
-        models="<results>/defences/{method}/{shard}/shadows/manifest.csv",
+        models="<results>/defences/{method}/{shard}/shadows/{trained}/manifest.csv",
         base=matrix_base,
         images=matrix_images,
     output:
-        table="<results>/defences/{method}/{shard}/shadows.csv",
+        table="<results>/defences/{method}/{shard}/shadows/{trained}/losses.csv",
     log:
-        "<logs>/attack_shadows/{method}.{shard}.log",
+        "<logs>/attack_shadows/{method}.{shard}.{trained}.log",
     benchmark:
-        "<benchmarks>/attack_shadows/{method}.{shard}.tsv"
+        "<benchmarks>/attack_shadows/{method}.{shard}.{trained}.tsv"
     conda:
         "../../envs/models.yaml"
     threads: study.threads

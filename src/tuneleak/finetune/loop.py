@@ -158,7 +158,7 @@ def _train_one(base, row, pictures, prior, before, options, autocast, out, check
         if before:
             trainee.load(before[0])
         vector, kept = trainee.parameters.vector, marks(total, options.snapshots)[:-1]
-        optimizer = _optimizer(vector, options)
+        optimizer = new_optimizer(vector, options)
         losses = torch.zeros(total, device=base.device)
         data = BatchSource(latents, prior, key, options, generator, len(base.alphas_cumprod), shown.shape[1])
         encode = _text(base, trainee, captions, autocast)
@@ -168,7 +168,7 @@ def _train_one(base, row, pictures, prior, before, options, autocast, out, check
             now = views.caption_of_step(step, len(told), options, key)
             batch = data.batch(step, encode()[[now, *range(len(told), len(captions))]])
             schedule = base.alphas_cumprod, base.prediction_type
-            clip, radius, mmd = options.max_grad_norm, options.adversarial_radius, _mmd_noise(options, key, step)
+            clip, radius, mmd = options.max_grad_norm, options.adversarial_radius, mmd_noise(options, key, step)
             losses[step] = training_step(base.output, [vector], optimizer, batch, *schedule, clip, autocast, radius, mmd)
             bar.update()
             if step + 1 in kept:
@@ -186,7 +186,7 @@ def _train_one(base, row, pictures, prior, before, options, autocast, out, check
     return checkpoint.finish(checkpoints, name, out / name, row, losses.tolist(), trained_weights=trainee.count)
 
 
-def _mmd_noise(options, key, step):
+def mmd_noise(options, key, step):
     """The noise of DPGM's loss in a step; None for the denoising loss."""
     if options.loss != "mmd":
         return None
@@ -194,7 +194,8 @@ def _mmd_noise(options, key, step):
     return options.mmd_noise * len(KERNEL_WIDTHS) * (2 * len(KERNEL_WIDTHS)) ** 0.5 / options.batch * float(drawn)
 
 
-def _optimizer(vector, options):
+def new_optimizer(vector, options):
+    """The recipe's optimiser of one vector of parameters."""
     if options.optimizer == "sgd":
         return torch.optim.SGD([vector], lr=options.lr)
     return torch.optim.AdamW([vector], lr=options.lr, weight_decay=options.weight_decay, fused=True)

@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 
 from tuneleak import files, runtime
-from tuneleak.data.imageset import ImageSet, as_tensor
+from tuneleak.data.imageset import ImageSet
 from tuneleak.errors import InputError
-from tuneleak.finetune.loop import BatchSource
-from tuneleak.finetune.objective import Batch, denoising_errors
+from tuneleak.finetune import loop, objective, views
+from tuneleak.finetune.objective import Batch, losses_of_models
 from tuneleak.models import batched_lora, modelset
 from tuneleak.models.pipeline import load_base
 from tuneleak.models.weightset import STACK_FILE
@@ -70,8 +70,8 @@ def plan(images, world, split, start, stop, options):
     recipe = options.recipe
     if recipe.method != "lora":
         raise InputError(f"collect-weights trains LoRAs of the UNet; the recipe's method is {recipe.method!r}, not 'lora'")
-    if recipe.changes_data:
-        raise InputError("collect-weights trains on the pictures and captions as they are; leave out augment, near_duplicates and the like")
+    if recipe.alone:
+        raise InputError(f"collect-weights trains models side by side under their own captions; leave out {recipe.alone}, or use `tuneleak finetune`")
     pictures = images.where(split=split) if split else images
     chosen = images.concepts(split, start, stop)
     counts = options.image_counts or [recipe.images_per_concept]
@@ -121,11 +121,12 @@ def train_group(base, group, options, bar=None):
     recipe, steps = options.recipe, group[0][2]
     layers = batched_lora.linear_modules(base.unet, recipe.target_modules)
     exact = torch.promote_types(base.unet.dtype, torch.float32)
-    generators = [runtime.generator("finetune", row["concept"], row["method"], row["seed"]) for row, _, _ in group]
+    keys = [(row["concept"], row["method"], row["seed"]) for row, _, _ in group]
+    generators = [runtime.generator("finetune", *key) for key in keys]
     flat, pairs = initial_weights(layers, recipe.rank, generators, exact, base.device)
     contexts = base.encode_text([row["caption"] for row, _, _ in group]).to(exact)
-    sources = [_source(base, row, pictures, recipe, generator) for (row, pictures, _), generator in zip(group, generators, strict=True)]
-    optimizer = torch.optim.AdamW([flat], lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+    sources = [_source(base, pictures, key, recipe, generator) for (_, pictures, _), key, generator in zip(group, keys, generators, strict=True)]
+    optimizer = loop.new_optimizer(flat, recipe)
     kept, wanted = [], set(snapshot_steps(steps, options))
     with batched_lora.BatchedLora(base.unet, layers) as lora, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="grad and param do not obey")  # views of one vector: the clip and the optimiser gain more
@@ -134,7 +135,8 @@ def train_group(base, group, options, bar=None):
             kept.append(flat.detach().cpu().clone())
         for number in range(steps):
             batch = stack([source.batch(number, contexts[i : i + 1]) for i, source in enumerate(sources)], exact)
-            step(base.output, flat, optimizer, batch, len(group), base.alphas_cumprod, base.prediction_type, recipe.max_grad_norm)
+            mmd = [loop.mmd_noise(recipe, key, number) for key in keys] if recipe.loss == "mmd" else None
+            step(base.output, flat, optimizer, batch, len(group), base.alphas_cumprod, base.prediction_type, recipe.max_grad_norm, mmd)
             if number + 1 in wanted:
                 kept.append(flat.detach().cpu().clone())
             if bar is not None:
@@ -173,10 +175,9 @@ def _leaf(flat, start, stop, shape):
     return leaf
 
 
-def step(model, flat, optimizer, batch, models, alphas_cumprod, prediction_type, max_grad_norm):
-    """One optimiser step of all models at once; `batch` holds equally many samples of each, model after model. model: see `denoising_errors`."""
-    errors = denoising_errors(model, batch, alphas_cumprod, prediction_type)
-    errors.view(models, -1).mean(1).sum().backward()  # a sum over models: none of them sees another one's loss
+def step(model, flat, optimizer, batch, models, alphas_cumprod, prediction_type, max_grad_norm, mmd=None):
+    """One optimiser step of all models at once; model, batch and mmd: see `losses_of_models`."""
+    losses_of_models(model, batch, models, alphas_cumprod, prediction_type, mmd).sum().backward()  # a sum: none of them sees another one's loss
     clip_each(flat.grad, max_grad_norm)
     optimizer.step()
     flat.grad.zero_()
@@ -193,12 +194,13 @@ def snapshot_steps(steps, options):
     return sorted({*range(every, steps, every), steps} | ({0} if options.initial else set()))
 
 
-def _source(base, row, pictures, recipe, generator):
-    latents = base.encode_images(as_tensor(pictures.pixels()))
+def _source(base, pictures, key, recipe, generator):
+    shown = views.pictures(pictures.pixels(), recipe, key)
+    latents = base.encode_images(shown.flatten(0, 1))
     if tuple(latents.shape[1:]) != base.latent_shape:
         found = tuple(latents.shape[1:])
         raise InputError(f"{pictures.folder}: pictures give latents {found}, the base needs {base.latent_shape}; import them with --size {base.image_size[0]}")
-    return BatchSource(latents, None, (row["concept"], row["method"], row["seed"]), recipe, generator, len(base.alphas_cumprod))
+    return loop.BatchSource(latents, None, key, recipe, generator, len(base.alphas_cumprod), shown.shape[1])
 
 
 def stack(batches, dtype):
@@ -260,7 +262,7 @@ def _join(parts, path, recipe):
 def _digest(base, jobs, options, dtype):
     """Names everything the weights depend on, so that no half-finished shard is continued under other circumstances."""
     networks = [files.sha256(path) for path in sorted(base.folder.glob("*/*.safetensors"))]
-    code = [files.sha256(Path(path)) for path in (batched_lora.__file__, __file__)]
+    code = [files.sha256(Path(module)) for module in (batched_lora.__file__, loop.__file__, objective.__file__, views.__file__, __file__)]
     described = {
         "options": options.model_dump(mode="json"),
         "jobs": [row for row, _, _ in jobs],

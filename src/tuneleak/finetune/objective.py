@@ -56,6 +56,16 @@ def _answer(model, batch, alphas_cumprod, prediction_type, autocast):
     return output.to(torch.promote_types(output.dtype, torch.float32)), target
 
 
+def losses_of_models(model, batch, models, alphas_cumprod, prediction_type="epsilon", mmd=None):
+    """Loss `(models,)` of each of several models whose samples, equally many, stand model after model in the batch: the mean squared error, or with a number
+    per model in `mmd` the loss of `noisy_mmd`."""
+    output, target = _answer(model, batch, alphas_cumprod, prediction_type, autocast=False)
+    if mmd is None:
+        return (output - target).square().flatten(1).mean(1).view(models, -1).mean(1)
+    pairs = zip(output.chunk(models), target.chunk(models), mmd, strict=True)
+    return torch.stack([(mmd_squared(mine, wanted) + noise).square() for mine, wanted, noise in pairs])
+
+
 KERNEL_WIDTHS = (1.0, 2.0, 4.0, 8.0, 16.0)
 
 

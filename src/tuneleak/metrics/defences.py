@@ -4,7 +4,7 @@ The table has the columns of every metrics table, system `defences`; `defence` i
 paired difference. Its parts: scores of candidates (`defended_scores`), extraction and weights (below), use, planes and rankings (`defended_use`), and
 
 - attack `finextract` and `finextract-no-caption` (or `finextract-<condition>`): AS, its controls, and leaked bits
-- attack `weights-<encoder>`: MRR, rank-1 and leaked bits of the weights attacks
+- attack `weights-<encoder>`: MRR, rank-1 and leaked bits of the weights attacks; `weights-<encoder>-adaptive`: of who knows how finished weights were changed
 - attack empty: `epsilon`, `delta` (for the unit that the defence protects), `person epsilon`, `person delta` (for all of a person's pictures at once), `noise
   multiplier`, and what they allow any attack on one unit at most, `AUC allowed` and `leaked bits allowed` (see `tuneleak.metrics.bits`). Computed, not sampled
 - metric `not run`: a cell that is not run, without a value; `setting` says why
@@ -23,6 +23,7 @@ from tuneleak.metrics.defended_scores import NONE, SYSTEM
 from tuneleak.metrics.finextract import COLUMNS, DECIMALS, PAIR
 
 WEIGHTS = ("MRR", "rank-1")
+ADAPTIVE = "-adaptive"  # ends the name of an encoder trained on weights that were changed as the victims'; without a defence it is the plain one
 _PRIVACY = ("epsilon", "delta", "person_epsilon", "person_delta", "noise_multiplier")
 _MODEL = ["attack", "setting", "world", "base", "method", "defence", "concept", "seed"]
 
@@ -108,15 +109,16 @@ def _weights(paths, options):
     table = lora_weights.read_scores(paths)
     table = table[~table.setting.str.contains(";") & ~table.attack.isin(["true-prompt", "captions"])]
     table = table.assign(attack="weights-" + table.attack)
-    made, values = [], []
-    for key, group in table.groupby(["world", "base", "method", "attack", "setting"], sort=True):
-        told = dict(zip(["world", "base", "method", "attack", "setting"], key, strict=True))
+    made, values, columns = [], [], ["world", "base", "method", "attack", "setting"]
+    undefended = {key: part.sort_values(["concept", "seed"]) for key, part in table[table.defence == NONE].groupby(columns)}
+    for key, group in table.groupby(columns, sort=True):
+        told = dict(zip(columns, key, strict=True))
         parts = {name: part.sort_values(["concept", "seed"]) for name, part in group.groupby("defence", sort=False)}
         for name, part in parts.items():
             rows = lora_weights.of_setting(told | {"defence": name}, part, options)
             made += [row for row in rows if row["metric"] in (*WEIGHTS, "leaked bits")]
             values.append(part[["attack", "setting", "world", "base", "method", "defence", "concept", "seed"]].assign(metric="MRR", value=1 / part["rank"]))
-            none = parts.get(NONE)
+            none = undefended.get((*key[:3], key[3].removesuffix(ADAPTIVE), key[4]))
             if name != NONE and none is not None and list(zip(part.concept, part.seed, strict=True)) == list(zip(none.concept, none.seed, strict=True)):
                 less = lora_weights.paired(part, none, part.attack.iloc[0], told["setting"], WEIGHTS, options, effects=False)
                 made += [row | {"defence": f"{name}-minus-{NONE}"} for row in less]

@@ -20,6 +20,7 @@ COLUMNS = (
     ("finextract-no-caption", "extraction", "AS", "FineXtract, no caption"),
     ("weights-spectral", "weights", "MRR", "weights, ours"),
     ("weights-autoencoder", "weights", "MRR", "weights, paper's"),
+    ("weights-spectral-adaptive", "weights-adaptive", "MRR", "weights, adaptive"),
     ("shaken-reference-loss", "shake", "AUC", "Shake-to-Leak"),
 )
 CHANCE = {"AUC": 0.5}  # what a model that leaked nothing would show; of other metrics it is not a constant
@@ -100,7 +101,7 @@ def kept(table, method, defence, column):
 
     Of leaked bits where both are there and no defence leaks any, else of the own metric above what chance gives.
     """
-    mine, none = cell(table, method, defence, column), cell(table, method, NONE, column)
+    mine, none = cell(table, method, defence, column), cell(table, method, NONE, (column[0].removesuffix("-adaptive"), *column[1:]))
     for kind, chance in (("bits", 0.0), ("own", CHANCE.get(column[2], 0.0))):
         own, whole = getattr(mine, kind), getattr(none, kind)
         if own is not None and whole is not None and whole.value > chance:

@@ -3,7 +3,7 @@
 Also the options of the verbs behind it. Imports neither torch nor pandas.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -28,8 +28,8 @@ from tuneleak.options import (
 )
 
 NONE = "none"
-AttackGroup = Literal["membership", "extraction", "people", "weights", "shadows", "shake"]
-GROUPS = ("membership", "extraction", "people", "weights", "shadows", "shake")
+AttackGroup = Literal["membership", "extraction", "people", "weights", "weights-adaptive", "shadows", "shake"]
+GROUPS = get_args(AttackGroup)
 
 
 class PrivateDefence(Options):
@@ -174,6 +174,7 @@ class Defences(Options):
     generations_per_image: Positive = Field(description="generations N of FineXtract as a multiple of N0")
     people: PeopleOptions = Field(PeopleOptions(), description="membership of people")
     weights: list[str] = Field(["spectral", "autoencoder"], description="encoders of the weights study that attack here; their recipe must be that of the LoRA")
+    weights_adaptive: list[str] = Field(["spectral"], description="those trained anew on weights that were changed as the victims' were")
     shadows: Shadows = Field(Shadows(), description="LiRA and RMIA")
     shake: ShakeDefendedOptions = Field(ShakeDefendedOptions(), description="Shake-to-Leak after the release")
     utility: UtilityOptions = Field(UtilityOptions(), description="how the use of each model is measured")
@@ -198,14 +199,16 @@ class Defences(Options):
             return "this preset does not run the attack"
         if item not in self.of_method(method):
             return "the defence is not run with this method"
-        if attack in ("weights", "shadows") and method != "lora":
+        if attack in ("weights", "weights-adaptive", "shadows") and method != "lora":
             return "the attack needs LoRAs"
-        if attack == "weights" and not item.lora:
+        if attack in ("weights", "weights-adaptive") and not item.lora:
             return "words are released and no LoRA"
+        if attack == "weights-adaptive" and item.transform.kind == "none":
+            return "the attack adapts to changes of finished weights only"
         if attack == "shadows" and (item.private or item.aggregate):
             return "every shadow would be a private training of its own"
-        if attack == "shadows" and item.change:
-            return "shadows are trained side by side by the plain recipe only"
+        if attack == "shadows" and self.recipe(method).model_copy(update=item.change).alone:
+            return "shadows are trained side by side, which this recipe cannot be"
         if attack == "shake" and item.aggregate:
             return "words are released and no weights to train on"
         if attack == "shake" and defence not in self.shake.defences:
@@ -216,10 +219,36 @@ class Defences(Options):
         """Names of the defences that a group of attacks is run on."""
         return [item.name for item in self.defences if not self.reason(method, item.name, attack)]
 
-    def shadow_options(self, method):
-        """Options of `attack shadows`: the defences that change finished weights, made to every shadow alike (the adaptive attacker)."""
-        chosen = [item for item in self.defences if item.name in self.run(method, "shadows")]
-        return self.shadows.attack.model_copy(update={"transforms": [item.transform for item in chosen], "names": [item.name for item in chosen]})
+    def shadow_sets(self, method):
+        """{defence whose recipe a set of shadows is trained by: the defences that the set serves}.
+
+        The attacker knows the defence: a changed recipe has shadows of its own; a change of finished weights is made to every shadow.
+        """
+        sets, recipes = {}, {}
+        for item in [item for item in self.defences if item.name in self.run(method, "shadows")]:
+            name = recipes.setdefault(str(sorted(item.change.items())), item.name)
+            sets.setdefault(name, []).append(item)
+        return sets
+
+    def shadow_recipe(self, method, trained):
+        """The recipe of the shadows of one of `shadow_sets`."""
+        change = self.shadow_sets(method)[trained][0].change
+        return self.recipe(method).model_copy(update={**change, "seeds": list(range(self.shadows.models))})
+
+    def shadow_options(self, method, trained):
+        """Options of `attack shadows` on one of `shadow_sets`."""
+        served = self.shadow_sets(method)[trained]
+        return self.shadows.attack.model_copy(update={"transforms": [item.transform for item in served], "names": [item.name for item in served]})
+
+    def known_changes(self, method):
+        """{what a weights attacker knows of the defence: the names of the defences he attacks with that}.
+
+        A change of finished weights, by its `TransformOptions.name`, for which some encoders are trained anew; `none`: the rest.
+        """
+        adapts, chosen = self.run(method, "weights-adaptive"), {}
+        for item in [item for item in self.defences if item.name in self.run(method, "weights")]:
+            chosen.setdefault(item.transform.name if item.name in adapts else NONE, []).append(item.name)
+        return chosen
 
     def shake_options(self, method):
         """Options of `shake-defended`: what is tuned on is what was released."""
