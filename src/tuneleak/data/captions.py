@@ -35,8 +35,8 @@ def _phrases(factors):
     return [
         f"{factors['hair_colour']} hair",
         v.HAIR[factors["hair"]],
-        v.REAR_HAIR[factors["rear_hair"]] or "short hair",
-        v.BEARD[factors["beard"]] or "no beard",
+        v.REAR_HAIR[factors["rear_hair"]],
+        v.BEARD[factors["beard"]],
         f"{factors['skin_colour']} skin",
         f"{v.CLOTHES[factors['clothes']]} in {factors['clothes_colour']}",
         v.EYES[factors["eyes"]],
@@ -48,16 +48,12 @@ def _phrases(factors):
 
 def any_face(rng):
     """`factor_*` values of a face that nobody has, each drawn evenly from the grammar (`rng`: random.Random); `full` makes a caption of them."""
-    tables = {
-        "hair_colour": v.HAIR_COLOURS, "hair": v.HAIR, "rear_hair": v.REAR_HAIR, "beard": v.BEARD, "skin_colour": v.SKIN_COLOURS, "clothes": v.CLOTHES,
-        "clothes_colour": v.CLOTHES_COLOURS, "eyes": v.EYES, "mouth": v.MOUTH, "eyebrows": v.EYEBROWS, "background": v.BACKGROUND_COLOURS,
-    }  # fmt: skip
-    return {name: rng.choice(list(table)) for name, table in tables.items()}
+    return {name: rng.choice(list(phrases)) for name, phrases in alternatives().items()}
 
 
 def by_identity(factors):
     """A description of what a person's photographs share, from true factors."""
-    parts = [v.HAIR[factors["hair"]], v.REAR_HAIR[factors["rear_hair"]] or "short hair", v.BEARD[factors["beard"]] or "no beard"]
+    parts = [v.HAIR[factors["hair"]], v.REAR_HAIR[factors["rear_hair"]], v.BEARD[factors["beard"]]]
     return "a face with " + " ".join([f"{factors['hair_colour']} hair", *parts, f"{factors['skin_colour']} skin", f"{factors['clothes_colour']} clothes"])
 
 
@@ -72,11 +68,15 @@ def for_training(row, rng):
 
 
 def alternatives():
-    """What a zero-shot classifier chooses between: `{factor: {value: phrase}}` of the factors whose every value has a phrase."""
+    """What a zero-shot classifier chooses between: `{factor: {value: phrase}}`, all factors of a face."""
     return {
         "hair_colour": {colour: f"{colour} hair" for colour in v.HAIR_COLOURS},
-        "skin_colour": {colour: f"{colour} skin" for colour in v.SKIN_COLOURS},
         "hair": v.HAIR,
+        "rear_hair": v.REAR_HAIR,
+        "beard": v.BEARD,
+        "skin_colour": {colour: f"{colour} skin" for colour in v.SKIN_COLOURS},
+        "clothes": v.CLOTHES,
+        "clothes_colour": {colour: f"{colour} clothes" for colour in v.CLOTHES_COLOURS},
         "eyes": v.EYES,
         "mouth": v.MOUTH,
         "eyebrows": v.EYEBROWS,

@@ -7,14 +7,14 @@ import itertools
 
 HAIR = {"bun": "a bun", "sideComed": "side combed hair", "spiky": "spiky hair", "undercut": "an undercut"}
 REAR_HAIR = {
-    "none": "",
+    "none": "short hair",
     "longStraight": "long straight hair",
     "longWavy": "long wavy hair",
     "neckHigh": "neck length hair",
     "shoulderHigh": "shoulder length hair",
 }
 BEARD = {
-    "none": "",
+    "none": "no beard",
     "chin": "a chin beard",
     "chinMoustache": "a chin beard with moustache",
     "fullBeard": "a full beard",
