@@ -61,7 +61,7 @@ def test_what_stands_around_the_table_is_kept(project):
 def test_every_knob_is_in_the_table_with_a_meaning():
     rows = [line.split(" | ") for line in schema.knob_table(yaml.safe_load((ROOT / "config.yaml").read_text())).splitlines()[2:]]
     paths = {row[0].strip("| `") for row in rows}
-    assert {"preset", "worlds[].base", "finetune[].options.lr", "finextract.grid[].guidance[].w", "training.autoencoder.steps"} <= paths
+    assert {"preset", "worlds[].base", "finetune[].options.lr", "finextract.guidance[].guidance.w", "training.autoencoder.steps"} <= paths
     assert all(len(row) == 4 and row[3].strip("| ") for row in rows)
 
 
@@ -70,6 +70,14 @@ def test_limits_and_choices_are_shown():
     assert "| `gpus` | integer ≥ 0 | `0` |" in table
     assert "| `dtype` | `float32` or `bfloat16` |" in table
     assert "| `finextract.evaluate.false_match_rate` | number ≥ 0 and ≤ 1 | `0.01` |" in table
+
+
+def test_a_section_that_stands_in_two_places_is_listed_once():
+    table = schema.knob_table(yaml.safe_load((ROOT / "config.yaml").read_text()))
+    assert "| `defences.utility` | section, as `finextract.ablations.utility` |" in table and "| `finextract.ablations.utility.noise_levels` |" in table
+    assert "`defences.utility.noise_levels`" not in table and "| `defences.utility.generations` | integer ≥ 1 | `4` |" in table  # set by config.yaml
+    assert "| `defences.defences[].private.unit` |" in table and "<class" not in table
+    assert "| `shake_to_leak.membership.concepts` | integer ≥ 1 or nothing |" in table
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -53,7 +53,7 @@ def json_schema():
 def knob_table(values):
     """The Markdown table of all knobs; `values`: config.yaml as a dict, whose scalars are shown as the defaults."""
     lines = ["| knob | type | default | meaning |", "|---|---|---|---|"]
-    for path, kind, default, meaning in _knobs(Config, values, ""):
+    for path, kind, default, meaning in _knobs(Config, values, "", {}):
         lines.append(f"| `{path}` | {kind} | {default} | {meaning} |")
     return "\n".join(line.replace("\n", " ") for line in lines)
 
@@ -66,24 +66,44 @@ def with_table(readme, table):
     return f"{head}{BEGIN}\n{table}\n{END}{rest.partition(END)[2]}"
 
 
-def _knobs(model, values, prefix):
-    """(path, type, default, meaning) of every field; a list of models contributes its fields once, under `name[]`."""
+def _knobs(model, values, prefix, seen):
+    """(path, type, default, meaning) of every field; a list of models contributes its fields once, under `name[]`.
+
+    A model that was listed before (`seen`: {model: where}) is referred to, and only what config.yaml sets of it is listed again.
+    """
     for name, info in model.model_fields.items():
-        path = f"{prefix}{name}"
         inner, many = _model_in(info.annotation)
+        path = f"{prefix}{name}{'[]' if many else ''}"
         value = values[name] if name in values else None if info.is_required() else info.get_default(call_default_factory=True)
         if inner is None:
             yield path, _type(info.annotation, info.metadata), _shown(value), _cell(info.description or "")
-        else:
-            yield f"{path}{'[]' if many else ''}", "list of sections" if many else "section", "", _cell(info.description or inner.__doc__ or "")
-            yield from _knobs(inner, value if isinstance(value, dict) else {}, f"{path}{'[]' if many else ''}.")
+            continue
+        kind, given = "list of sections" if many else "section", value if isinstance(value, dict) else {}
+        known = seen.setdefault(inner, path)
+        yield path, kind if known == path else f"{kind}, as `{known}`", "", _cell(info.description or inner.__doc__ or "")
+        yield from (row for row in _knobs(inner, given, f"{path}.", seen) if known == path or _is_given(row[0].removeprefix(f"{path}."), given))
+
+
+def _is_given(path, values):
+    """Whether the knob at a dotted path is set in nested `values`."""
+    for name in path.split("."):
+        if not isinstance(values, dict) or name not in values:
+            return False
+        values = values[name]
+    return not isinstance(values, dict)
 
 
 def _model_in(annotation):
-    """(the options model an annotation holds or None, whether it is a list of them)."""
+    """(the options model an annotation holds, alone or beside None, or None; whether it is a list of them)."""
     many = typing.get_origin(annotation) is list
     inner = typing.get_args(annotation)[0] if many else annotation
-    return (inner, many) if isinstance(inner, type) and issubclass(inner, BaseModel) else (None, many)
+    if typing.get_origin(inner) in (typing.Union, types.UnionType):
+        inner = next((item for item in typing.get_args(inner) if _is_model(item)), inner)
+    return (inner, many) if _is_model(inner) else (None, many)
+
+
+def _is_model(annotation):
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def _type(annotation, metadata=()):
@@ -98,7 +118,7 @@ def _type(annotation, metadata=()):
         return " or ".join(_type(item) for item in arguments)
     if origin is dict:
         return f"{_type(arguments[0])} → {_type(arguments[1])}"
-    name = {int: "integer", float: "number", str: "text", bool: "true or false"}.get(annotation, str(annotation))
+    name = {int: "integer", float: "number", str: "text", bool: "true or false", types.NoneType: "nothing"}.get(annotation, str(annotation))
     limits = [limit for item in metadata for limit in _limits(item)]
     return f"{name} {' and '.join(limits)}" if limits else name
 
