@@ -228,7 +228,11 @@ def test_rankings():
              for name, value in {"none": 0.9, "cap": 0.7, "dp": 0.5}.items()]  # fmt: skip
     few = [row | {"attack": "lira", "value": -row["value"]} for row in found if row["attack"] == "x" and row["defence"] != "cap"]  # not run on all
     made = {row["metric"]: row for row in defended_use.planes(pd.DataFrame(found + few), defended_use.read([]), OPTIONS)}
-    assert made["Kendall tau over attacks"]["value"] == made["Kendall tau over seeds"]["value"] == 1
+    assert made["Kendall tau over attacks"]["value"] == made["Kendall tau over seeds"]["value"] == 1 and "Kendall tau over places" not in made
+    turned = [row | {"base": "c", "value": -row["value"]} for row in found]  # another base on which everything is the other way round
+    made = {row["metric"]: row for row in defended_use.planes(pd.DataFrame(found + turned), defended_use.read([]), OPTIONS)}
+    places = made["Kendall tau over places"]
+    assert (places["value"], places["base"], places["world"], places["n"]) == (-1, "b;c", "w", 4) and made["Kendall tau over seeds"]["value"] == 1
 
 
 def test_figures_tables_and_summary(measured, tmp_path):
@@ -245,6 +249,8 @@ def test_figures_tables_and_summary(measured, tmp_path):
     accounts = (tmp_path / "tables/defences_accounting.tex").read_text()
     assert "93.3" in accounts and "341.5" in accounts and "DPGM claims 10" in accounts
     assert "dp-1 & 1" in (tmp_path / "tables/defences_matrix.tex").read_text()
+    ranked = (tmp_path / "tables/defences_rankings.tex").read_text()
+    assert ranked.index("FineXtract") < ranked.index("loss, reference") and "over places" in ranked  # two bits of four factors against one of a coin
 
 
 def test_nothing_is_said_of_what_is_inconclusive(measured, tmp_path):

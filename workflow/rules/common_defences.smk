@@ -1,7 +1,7 @@
 # Look-ups of the matrix of all attacks under all defences. No rules here.
 MATRIX = study.defences
 MATRIX_FIGURES = ["matrix", "planes", "budgets"]
-MATRIX_TABLES = ["defences_matrix", "defences_accounting", "defences_summary"]
+MATRIX_TABLES = ["defences_matrix", "defences_rankings", "defences_accounting", "defences_summary"]
 MATRIX_CELLS = [(recipe.method, shard) for recipe in MATRIX.recipes for shard in range(-(-MATRIX.concepts // MATRIX.shard_concepts))]
 
 

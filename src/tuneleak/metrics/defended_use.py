@@ -8,9 +8,10 @@
 - defence `best-at-kept-utility-minus-none`, per attack: for each concept, the defence that leaks least *on the other concepts* among those that keep
   there at least the stated share of similarity, minus no defence, on this concept. Below 0: a defence exists that helps and costs little
 - attack `all`, `Kendall tau over attacks` (`seeds`): mean of Kendall's tau of the rankings of defences by two attacks (two seeds), with the
-  bootstrap's interval
+  bootstrap's interval; `over places`, where the scores are of several bases or worlds: of the rankings by one attack in two of them
 """
 
+from collections import defaultdict
 from itertools import combinations
 
 import numpy as np
@@ -114,7 +115,7 @@ def _seeds(wide):
 
 def planes(leaks, table, options):
     """Rows of every attack's privacy-utility plane, and of rankings. leaks: `attack, setting, metric, world, base` and `MODEL`, `value` (higher: more)."""
-    made = []
+    made, places = [], defaultdict(dict)
     for (world, base, method), block in leaks.groupby(["world", "base", "method"], sort=True):
         key = {"system": SYSTEM, "world": world, "base": base, "method": method}
         metrics = {names: part.metric.iloc[0] for names, part in block.groupby(["attack", "setting"], sort=True)}
@@ -127,7 +128,8 @@ def planes(leaks, table, options):
             for (attack, setting), part in wide.items():
                 made += _plane(key | {"attack": attack, "setting": setting}, metrics[attack, setting], part, *liked, options)
         made += _rankings(key, wide, options)
-    return made
+        places[method][world, base] = wide
+    return made + [row for method, found in places.items() for row in _over_places(method, found, options)]
 
 
 def _plane(key, metric, leak, use, base, options):
@@ -208,6 +210,28 @@ def _over_seeds(told, wide, common, index, options):
     drawn = np.random.default_rng(options.seed).integers(0, len(concepts), (options.bootstrap, len(concepts)))
     first = next(iter(wide.values())).loc[full]
     return [_interval(told, "Kendall tau over seeds", over_seeds(np.arange(len(concepts))), np.array([over_seeds(row) for row in drawn]), first, options)]
+
+
+def _over_places(method, places, options):
+    """Rankings of defences by one attack in two places, averaged over attacks and pairs; the concepts (or models) of each place are resampled on their own.
+
+    places: {(world, base): {(attack, setting): table as of `_wide`}}.
+    """
+    shared = []  # (of one attack: the first place's models by defences, the second's)
+    for first, second in combinations(places.values(), 2):
+        for name in first.keys() & second.keys():
+            common = [defence for defence in first[name] if defence in second[name]]
+            if len(common) > 2 and min(len(first[name]), len(second[name])) > 1:
+                shared.append([part[name][common] for part in (first, second)])
+    if not shared:
+        return []
+    sides = [[(part.to_numpy(), _draws(part, options)) for part in pair] for pair in shared]
+    value = float(np.mean([mean_tau([part.mean(0) for part, _ in pair]) for pair in sides]))
+    drawn = [np.mean([mean_tau([part[draws[i]].mean(0) for part, draws in pair]) for pair in sides]) for i in range(options.bootstrap)]
+    worlds, bases = (";".join(sorted({place[side] for place in places})) for side in (0, 1))
+    told = {"system": SYSTEM, "world": worlds, "base": bases, "method": method, "attack": "all", "defence": "", "setting": ""}
+    everybody = pd.concat([part for pair in shared for part in pair])
+    return [_interval(told, "Kendall tau over places", value, np.array(drawn), everybody[~everybody.index.duplicated()], options)]
 
 
 def mean_tau(values):

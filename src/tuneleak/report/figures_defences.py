@@ -14,7 +14,8 @@ _PRIVATE, _PLAIN = "#0072B2", "#E69F00"
 
 
 def figures(metrics, out, tables):
-    """Write `<out>/{matrix,planes,budgets}.{pdf,png}`, `<out>/matrix.html`, `<out>/summary.md` and `<tables>/defences_{matrix,accounting,summary}.tex`.
+    """Write `<out>/{matrix,planes,budgets}.{pdf,png}`, `<out>/matrix.html`, `<out>/summary.md`
+    and `<tables>/defences_{matrix,rankings,accounting,summary}.tex`.
 
     metrics: table of `evaluate defences`, or the joined one. Raises `InputError` for a table without rows of the matrix.
     """
@@ -29,6 +30,7 @@ def figures(metrics, out, tables):
     said = practice.sentences(table)
     files.write_text(out / "summary.md", practice.markdown(said))
     files.write_text(tables / "defences_matrix.tex", matrix.tex_table(table))
+    files.write_text(tables / "defences_rankings.tex", matrix.rankings_table(table))
     files.write_text(tables / "defences_accounting.tex", accounting_table())
     files.write_text(tables / "defences_summary.tex", practice.typeset(said))
     files.write_meta(out / "figures", None, metrics=str(metrics))

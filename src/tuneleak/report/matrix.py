@@ -124,6 +124,21 @@ def tex_table(table):
     return tex.tabular("@{}lrl" + "l" * len(shown) + "@{}", head, body or [[tex.MISSING] * (len(shown) + 3)])
 
 
+TAUS = ("attacks", "seeds", "places")
+
+
+def rankings_table(table):
+    """TeX tabular, a row per method: attacks by what they learn of undefended models, most leaked bits first, and Kendall's tau of rankings of defences."""
+    head = [["method", "attacks, by leaked bits without a defence", *(f"over {name}" for name in TAUS)]]
+    body = []
+    for method in methods(table):
+        cells = [(column[3], cell(table, method, NONE, column).bits) for column in columns(table)]
+        order = sorted([(name, bits.value) for name, bits in cells if bits is not None], key=lambda pair: -pair[1])
+        taus = [_number(row_of(table, method, "", "all", f"Kendall tau over {name}")) for name in TAUS]
+        body.append([tex.escape(names.method_name(method)), tex.escape(", ".join(f"{name} {tex.number(value, 2)}" for name, value in order)), *taus])
+    return tex.tabular(r"@{}lp{.45\textwidth}lll@{}", head, body or [[tex.MISSING] * (len(TAUS) + 2)])
+
+
 def _tex_cell(found):
     if found.own is None:
         return tex.NOT_RECORDED
