@@ -9,6 +9,7 @@ SHELL := bash
 PYTHON ?= python3
 PRESET ?= embedded
 CORES ?= all
+WORKERS ?= 2 # test files at a time
 RESULTS = results/$(PRESET)
 PRESETS = $(if $(filter paper-one,$(PRESET)),workflow/presets/paper.yaml workflow/overlays/paper-one.yaml,workflow/presets/$(PRESET).yaml)
 OVERLAY = $(if $(filter embedded,$(PRESET)),,--configfile $(PRESETS))
@@ -73,7 +74,7 @@ crate: setup ## describe a finished run: run-manifest.json and a Workflow Run RO
 	$(RUN) crate --results $(RESULTS) $(if $(OVERLAY),--overlay $(PRESETS))
 
 test: setup ruff ## formatting, lint, dry runs of all presets, unit tests, and the smoke preset end to end
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-gpu: setup ## one step of every stage at full size on a GPU, in bfloat16; skipped where there is none
 	$(BIN)/python -m pytest -m gpu -rs

@@ -5,11 +5,17 @@ import json
 import numpy as np
 import pytest
 
+LONGEST = ("test_smoke", "test_sd_stages", "test_slurm", "test_conda", "test_processes", "test_disk", "test_dry_run")  # files of minutes each
 CONCEPTS = {"ada": "tune", "bob": "tune", "cyd": "test", "dee": "test"}
 SCHEDULER = {
     "_class_name": "DDIMScheduler", "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
     "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1, "prediction_type": "epsilon",
 }  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    """Long files first: run side by side, file by file, none of them is left for the end."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 def build_tiny_base(folder, seed=0, **scheduler):
