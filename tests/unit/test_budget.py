@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tuneleak import budget
+from tuneleak import budget, estimate
 from tuneleak.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,6 +92,13 @@ def test_every_system_stays_within_its_hours(preset, bars):
 def test_every_preset_has_a_budget(preset, capsys):
     budget.budget(ROOT / "config.yaml", ROOT / f"workflow/presets/{preset}.yaml")
     assert f"preset {preset}" in capsys.readouterr().out
+
+
+def test_one_concept_of_everything_fits_an_afternoon_on_one_gpu():
+    study = budget.load(ROOT / "config.yaml", [ROOT / "workflow/presets/paper.yaml", ROOT / "workflow/overlays/paper-one.yaml"])
+    costs = estimate.costs(study, estimate.count())
+    assert set(costs) >= {"finextract", "shake-to-leak", "lora-weights", "dp-ldm"} and 0 < sum(cost.hours for cost in costs.values()) < 4
+    assert max(cost.state_gb for cost in costs.values()) < 24
 
 
 def test_a_missing_file_is_named():
