@@ -12,6 +12,7 @@ from tuneleak.attacks.extraction.pair import ModelPair
 from tuneleak.errors import InputError
 from tuneleak.finetune import loop
 from tuneleak.models import architectures, modelset, pipeline
+from tuneleak.models.base import Base
 from tuneleak.options import ExtractionOptions, FinetuneOptions, Guidance
 
 CAPTION = "picture of person ada"
@@ -31,7 +32,7 @@ def made(tmp_path_factory, tiny):
 
 def test_each_folder_is_recognised(made):
     kinds = {name: type(base) for name, (_, base, _) in made.items()}
-    assert kinds["sd2"] is pipeline.Base and kinds["sdxl"] is architectures.StableDiffusionXL
+    assert kinds["sd2"] is Base and kinds["sdxl"] is architectures.StableDiffusionXL
     assert kinds["sd3"] is architectures.StableDiffusion3 and kinds["ddpm"] is architectures.PixelDiffusion
     assert [made[name][1].prediction_type for name in NAMES] == ["v_prediction", "epsilon", "flow_prediction", "epsilon"]
 

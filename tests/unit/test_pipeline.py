@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from tuneleak.errors import InputError
 from tuneleak.finetune import methods
 from tuneleak.models import modelset, parameterisation, pipeline
+from tuneleak.models.base import UNET_FILE
 from tuneleak.options import FinetuneOptions
 
 CAPTIONS = ["picture of person ada", ""]
@@ -216,7 +217,7 @@ def test_files_that_are_no_safetensors_are_refused(base, tmp_path):
 
 def test_a_tuned_unet_of_another_architecture_is_refused_whatever_its_config_says(base, tmp_path):
     made = trained_like(base, FinetuneOptions(method="dreambooth"), tmp_path / "m")
-    path = tmp_path / "m" / "unet" / pipeline.UNET_FILE
+    path = tmp_path / "m" / "unet" / UNET_FILE
     _edit(path, lambda tensors: tensors.update({"conv_in.weight": torch.zeros(16, 5, 3, 3)}))
     with pytest.raises(InputError, match=r"conv_in.weight.*\(16, 5, 3, 3\)"):
         pipeline.load_tuned(base, made, made.rows()[0])
@@ -232,7 +233,7 @@ def test_bases_that_are_hub_ids_pickles_or_foreign_classes_are_refused(tiny_base
     with pytest.raises(InputError, match="tuneleak fetch"):
         pipeline.load_base("CompVis/stable-diffusion-v1-4")
     copy = shutil.copytree(tiny_base, tmp_path / "copy")
-    weights = copy / "unet" / pipeline.UNET_FILE
+    weights = copy / "unet" / UNET_FILE
     weights.rename(weights.with_suffix(".bin"))
     with pytest.raises(InputError, match="pickle"):
         pipeline.load_base(copy)

@@ -21,7 +21,7 @@ from tuneleak.attacks.membership.query import Pictures, Query
 from tuneleak.attacks.weights import autoencoder, spectral
 from tuneleak.finetune import methods, objective, private, private_data
 from tuneleak.models import schedule, tokenizer
-from tuneleak.models.pipeline import Base
+from tuneleak.models.base import Base
 from tuneleak.options import ExtractionOptions, FinetuneOptions, Guidance, MembershipOptions, PrivateFinetuneOptions, WeightsTrainOptions
 from tuneleak.privacy import gradients
 

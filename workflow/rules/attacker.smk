@@ -191,7 +191,7 @@ rule evaluate_attacker:
     params:
         flags=attacker_flags,
         options=as_json(study.finextract.evaluate),
-        code=code("tuneleak.metrics.attacker", "tuneleak.metrics.attacker_captions", "tuneleak.metrics.attacker_certainty", "tuneleak.metrics.attacker_people"),
+        code=code("tuneleak.metrics.attacker"),
     shell:
         "exec python -m tuneleak evaluate attacker {params.flags} --out {output.table} --options {params.options:q} > {log} 2>&1"
 

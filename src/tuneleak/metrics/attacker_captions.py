@@ -9,7 +9,7 @@
 
 from tuneleak.errors import InputError
 from tuneleak.metrics import intervals, reading
-from tuneleak.metrics.attacker import BLOCK, mean_of_models, row
+from tuneleak.metrics.attacker_rows import BLOCK, mean_of_models, row
 from tuneleak.metrics.finextract import read_matches
 
 ATTACK, CONTROL = "caption-from-weights", "other-weights"

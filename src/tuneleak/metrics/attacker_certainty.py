@@ -17,7 +17,7 @@ from scipy import optimize, special
 
 from tuneleak.errors import InputError
 from tuneleak.metrics import intervals, reading, roc
-from tuneleak.metrics.attacker import BLOCK, row
+from tuneleak.metrics.attacker_rows import BLOCK, row
 
 FEATURES = ("share", "tightness", "isolation", "agreement", "novelty")
 BINS = 5

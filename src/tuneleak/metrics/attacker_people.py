@@ -10,7 +10,7 @@
 import numpy as np
 
 from tuneleak.metrics import reading, roc
-from tuneleak.metrics.attacker import BLOCK, mean_of_models, row
+from tuneleak.metrics.attacker_rows import BLOCK, mean_of_models, row
 
 SIZES = (1, 2, 5, 10, 20)
 _TEXT = ["model_id", "concept", "seed", *BLOCK, "caption", "person", "role", "image_id"]

@@ -1,4 +1,4 @@
-"""Bases of other architectures than Stable Diffusion 1.x and 2.x, in the form every attack knows: `tuneleak.models.pipeline.Base`.
+"""Bases of other architectures than Stable Diffusion 1.x and 2.x, in the form every attack knows: `tuneleak.models.base.Base`.
 
 An architecture says which parts its pipeline folder has, how captions become a context, how its network is called, and what pictures are to it. A context is
 one tensor `(n, L, d)` whatever it holds, so that attacks stack and expand it without looking inside: where a network also wants a pooled text embedding, that
@@ -13,8 +13,8 @@ import torch
 from torch.nn import functional as F
 
 from tuneleak.errors import InputError
+from tuneleak.models.base import TEXT_ENCODER_FILE, UNET_FILE, Base
 from tuneleak.models.classes import Classes
-from tuneleak.models.pipeline import TEXT_ENCODER_FILE, UNET_FILE, Base
 
 _CLIP = ("transformers", "CLIPTextModel", TEXT_ENCODER_FILE)
 _CLIP_PROJECTED = ("transformers", "CLIPTextModelWithProjection", TEXT_ENCODER_FILE)

@@ -6,8 +6,8 @@ import numpy as np
 
 from tuneleak import files
 from tuneleak.errors import InputError
-from tuneleak.metrics.attacker import SYSTEM
 from tuneleak.metrics.attacker_captions import ATTACK, CONTROL
+from tuneleak.metrics.attacker_rows import SYSTEM
 from tuneleak.report import names, rows, style
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe & Ito
