@@ -50,6 +50,14 @@ def test_gpu_jobs_run_one_at_a_time_unless_more_are_allowed(mini, arguments, lim
     assert most_at_once(made.folder) == limit
 
 
+def test_the_scheduler_wakes_when_jobs_end_only(mini):
+    """Four jobs of two seconds each, one after another, and `all`: every wake-up that finds jobs waiting says so."""
+    made, said = mini(GPU_JOBS.replace("sleep 1", "sleep 2")), "Waiting for running jobs to complete"
+    assert made.snakemake("--verbose", cores=1).stdout.count(said) <= 5
+    limited = made.snakemake("--verbose", "--no-hooks", "--forceall", cores=1)
+    assert limited.stdout.count(said) > 8, "Snakemake wakes no more often by itself: the hook in common.smk can go"
+
+
 @pytest.fixture
 def start():
     """`start(made)`: start Snakemake and wait until its job runs; returns both processes. What still lives after the test is killed."""

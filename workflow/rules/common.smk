@@ -28,6 +28,14 @@ shell.prefix(f"set -euo pipefail; export PYTHONPATH={shlex.quote(str(ROOT / 'src
 # Without a limit Snakemake ignores `gpu` on one machine and starts as many GPU jobs as there are cores; --resources gpu=2 still wins.
 workflow.global_resources.setdefault("gpu", study.gpus)
 
+
+# Snakemake's limit on how many jobs start in a second wakes its scheduler every second, once more for each job that has ended: a sixth of a core after 120
+# jobs. On one machine the cores are limit enough.
+onstart:
+    if workflow.local_exec:
+        workflow.scheduler.job_rate_limiter = None
+
+
 RESULTS = study.pathvars.results  # functions get no <results>
 WORLD_SETS = ["private-identities", "named-p", "named-q", "lora-test", "distractors"]  # behind the preconditions of the embedded world
 CURVE_EMBEDDERS = ["copy-b", "identity-b", "factors"]  # behind a base's training curve
