@@ -57,15 +57,19 @@ def claims_table(root):
 
 
 def runs_table(root):
-    """Markdown: what recorded runs took, per preset and system."""
-    lines = ["| preset | system | processor | jobs | hours of jobs | largest job, GB |", "|---|---|---|---|---|---|"]
+    """Markdown: what recorded runs took; systems that were recorded from one run share a row, for its hours are those of all of them."""
+    lines = ["| preset | systems | processor | jobs | hours of jobs | largest job, GB |", "|---|---|---|---|---|---|"]
     for preset in RECORDED:
+        runs = {}
         for meta in sorted((root / REFERENCE / preset).glob("*/run.meta.json")):
             facts = files.read_object(meta, "machine", "rules")
+            runs.setdefault(files.digest([facts["machine"], facts["rules"]]), (facts, []))[1].append(meta.parent.name)
+        for facts, systems in runs.values():
             rules = facts["rules"].values()
             seconds, peak = sum(rule["seconds"] for rule in rules), max(rule["peak_memory_mb"] for rule in rules)
             machine = f"{facts['machine']['processor']}, {facts['machine']['cores']} cores, {facts['machine']['accelerator']}"
-            lines.append(f"| {preset} | {meta.parent.name} | {machine} | {sum(rule['jobs'] for rule in rules)} | {seconds / 3600:.2f} | {peak / 1000:.1f} |")
+            numbers = f"{sum(rule['jobs'] for rule in rules)} | {seconds / 3600:.2f} | {peak / 1000:.1f}"
+            lines.append(f"| {preset} | {', '.join(systems)} | {machine} | {numbers} |")
     return "\n".join(lines)
 
 

@@ -83,7 +83,7 @@ def draw_all(preset, root, metrics, systems, out):
         figures_defences.figures(metrics, folder, out / "tables")
     if "shake-to-leak" in systems:
         found = scores("membership")
-        figures_shake.figures(metrics, folder, [found] if found else [])
+        figures_shake.figures(metrics, [found] if found else [], folder)
         missing |= {} if found else {"shake_roc": "scores of single pictures are not recorded"}
     return missing
 
