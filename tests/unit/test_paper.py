@@ -81,7 +81,7 @@ def test_claims_table_shows_power_beside_a_null(judged):
     table.loc[0, ["status", "power"]] = ["inconclusive", 0.4321]
     text = typeset.claims_table(table)
     assert "inconclusive (.43)" in text and "(unsourced)" in text and "(ours)" in text and "about 20\\%" in text
-    assert len([line for line in text.split(r"\midrule")[1].splitlines() if " & " in line]) == len(table)
+    assert len([line for line in text.split(r"\endfoot")[1].splitlines() if " & " in line]) == len(table)
     assert "& -- & --" not in typeset.claims_table(table, table)
 
 

@@ -69,11 +69,13 @@ def planes(table, out):
             panel.set_axis_off()
         if not shown:
             style.note(grid[1], "no attack has both leakage and utility in this run")
+        kept = [use.value for column in shown for points in _points(table, column).values() for _, use, _ in points]
+        limits = min([0, *kept]) - 0.1, max([1, *kept]) + 0.15  # of all panels, that they can be compared
         for panel, column in zip(grid, shown, strict=False):
             for number, (method, points) in enumerate(_points(table, column).items()):
                 _scatter(panel, points, _MARKERS[number % len(_MARKERS)], names.method_name(method))
             panel.set_title(column[3])
-            panel.set(xlabel="likeness kept", ylabel=column[2])
+            panel.set(xlabel="likeness kept", ylabel=column[2], xlim=limits)
         if shown:
             grid[0].legend(loc="best", fontsize=5)
         style.save(figure, out, "planes")

@@ -113,14 +113,14 @@ def tex_table(table):
     """TeX tabular: a block per method, a row per defence; leaked bits with intervals where they are known (own metric in brackets otherwise), and
     likeness kept."""
     shown = columns(table)
-    head = [["defence", r"$\varepsilon$", "likeness kept", *(tex.escape(column[3]) for column in shown)]]
-    body = []
+    turned = [rf"\rotatebox{{60}}{{{tex.escape(name)}}}" for name in ("likeness kept", *(column[3] for column in shown))]
+    head, body = [["defence", r"$\varepsilon$", *turned]], []
     for method in methods(table):
         body.append(tex.heading(tex.escape(names.method_name(method)), len(shown) + 3))
         for defence in defences(table, method):
             epsilon, use = row_of(table, method, defence, "", "epsilon"), row_of(table, method, defence, "", "similarity kept")
             cells = [_tex_cell(cell(table, method, defence, column)) for column in shown]
-            body.append([tex.escape(defence), "" if epsilon is None else f"{epsilon.value:.3g}", _number(use), *cells])
+            body.append([tex.escape(defence), "" if epsilon is None else f"{epsilon.value:.3g}", _stacked(use), *cells])
     return tex.tabular("@{}lrl" + "l" * len(shown) + "@{}", head, body or [[tex.MISSING] * (len(shown) + 3)])
 
 
@@ -135,14 +135,20 @@ def rankings_table(table):
         cells = [(column[3], cell(table, method, NONE, column).bits) for column in columns(table)]
         order = sorted([(name, bits.value) for name, bits in cells if bits is not None], key=lambda pair: -pair[1])
         taus = [_number(row_of(table, method, "", "all", f"Kendall tau over {name}")) for name in TAUS]
-        body.append([tex.escape(names.method_name(method)), tex.escape(", ".join(f"{name} {tex.number(value, 2)}" for name, value in order)), *taus])
+        body.append([tex.escape(names.method_name(method)), ", ".join(f"{tex.escape(name)} {tex.number(value, 2)}" for name, value in order), *taus])
     return tex.tabular(r"@{}lp{.45\textwidth}lll@{}", head, body or [[tex.MISSING] * (len(TAUS) + 2)])
 
 
 def _tex_cell(found):
     if found.own is None:
         return tex.NOT_RECORDED
-    return _number(found.bits) if found.bits is not None else f"({_number(found.own)})"
+    return _stacked(found.bits) if found.bits is not None else _stacked(found.own, "(", ")")
+
+
+def _stacked(row, before="", after=""):
+    """A number, and its interval below it in small print."""
+    value, _, interval = _number(row).partition(" ")
+    return rf"\shortstack[l]{{{before}{value}{after}\\{interval}}}" if interval else f"{before}{value}{after}"
 
 
 def _number(row):

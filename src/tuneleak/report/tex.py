@@ -41,6 +41,13 @@ def tabular(alignment, head, body):
     return "\n".join(lines) + "\n"
 
 
+def longtable(alignment, head, body, caption):
+    """A booktabs `longtable`, which may break over pages and repeats its head; caption: the macro that holds `\\caption{...}`. Otherwise as `tabular`."""
+    top = [r"\toprule", *map(_line, head), r"\midrule"]
+    lines = [rf"\begin{{longtable}}{{{alignment}}}", rf"{caption}\\", *top, r"\endfirsthead", *top, r"\endhead", r"\bottomrule", r"\endfoot"]
+    return "\n".join([*lines, *map(_line, body), r"\end{longtable}"]) + "\n"
+
+
 def heading(text, columns):
     """A row that spans a table, above the rows it is about."""
     return rf"\addlinespace[2pt]\multicolumn{{{columns}}}{{@{{}}l}}{{\textit{{{text}}}}} \\"

@@ -39,7 +39,7 @@ def _position(measured):
 
 
 def claims_table(claims, recorded=None):
-    """TeX tabular: a block per claim, a row per world and method; the recorded run and this run, each with value, interval and status.
+    """TeX longtable: a block per claim, a row per world and method; the recorded run and this run, each with value, interval and status.
 
     Beside `inconclusive` stands the power the run had for the planned effect.
     """
@@ -59,7 +59,7 @@ def claims_table(claims, recorded=None):
             published = f"{tex.escape(row.published)}{'' if row.published_status != 'unsourced' else ' (unsourced)'}" if row.published else ""
             before = [tex.NOT_RECORDED] * 2 if past is None else _claim_cells(past.get(row.id))
             body.append([tex.escape(where), published, *before, *_claim_cells(row)])
-    return tex.tabular("@{}llllll@{}", head, body)
+    return tex.longtable("@{}llllll@{}", head, body, r"\claimscaption")
 
 
 def _claim_cells(row):
