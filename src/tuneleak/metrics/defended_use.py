@@ -217,21 +217,21 @@ def _over_places(method, places, options):
 
     places: {(world, base): {(attack, setting): table as of `_wide`}}.
     """
-    shared = []  # (of one attack: the first place's models by defences, the second's)
-    for first, second in combinations(places.values(), 2):
-        for name in first.keys() & second.keys():
+    shared = []  # of one attack: both places' models by defences, each with the seed of its place
+    for (i, first), (j, second) in combinations(enumerate(places.values()), 2):
+        for name in sorted(first.keys() & second.keys()):
             common = [defence for defence in first[name] if defence in second[name]]
             if len(common) > 2 and min(len(first[name]), len(second[name])) > 1:
-                shared.append([part[name][common] for part in (first, second)])
+                shared.append([(part[name][common], options.model_copy(update={"seed": options.seed + place})) for place, part in ((i, first), (j, second))])
     if not shared:
         return []
-    sides = [[(part.to_numpy(), _draws(part, options)) for part in pair] for pair in shared]
+    sides = [[(part.to_numpy(), _draws(part, own)) for part, own in pair] for pair in shared]
     value = float(np.mean([mean_tau([part.mean(0) for part, _ in pair]) for pair in sides]))
     drawn = [np.mean([mean_tau([part[draws[i]].mean(0) for part, draws in pair]) for pair in sides]) for i in range(options.bootstrap)]
     worlds, bases = (";".join(sorted({place[side] for place in places})) for side in (0, 1))
     told = {"system": SYSTEM, "world": worlds, "base": bases, "method": method, "attack": "all", "defence": "", "setting": ""}
-    everybody = pd.concat([part for pair in shared for part in pair])
-    return [_interval(told, "Kendall tau over places", value, np.array(drawn), everybody[~everybody.index.duplicated()], options)]
+    fewest = min((part for pair in shared for part, _ in pair), key=lambda part: (part.index.get_level_values("concept").nunique(), len(part)))
+    return [_interval(told, "Kendall tau over places", value, np.array(drawn), fewest, options)]
 
 
 def mean_tau(values):
