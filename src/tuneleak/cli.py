@@ -90,12 +90,12 @@ VERBS = [
             OUT,
         ],
     ),
-    Verb("train-autoencoder", "Train the embedded world's autoencoder.", "tuneleak.models.autoencoder:train", [IMAGE_SETS, OUT], AutoencoderOptions),
+    Verb("train-autoencoder", "Train the embedded world's autoencoder.", "tuneleak.models.autoencoder:train", [IMAGE_SETS, OUT, DEVICE], AutoencoderOptions),
     Verb(
         "train-embedder",
         "Train one measuring network, or the CLIP whose text tower the bases use.",
         "tuneleak.models.train_embedder:train",
-        [IMAGE_SETS, OUT],
+        [IMAGE_SETS, OUT, DEVICE],
         EmbedderOptions,
     ),
     Verb(
@@ -107,6 +107,7 @@ VERBS = [
             Argument("--autoencoder", "folder of the autoencoder (kind latent)", required=False),
             Argument("--text-encoder", "folder with text_encoder/ and tokenizer/ (kind latent)", required=False),
             OUT,
+            DEVICE,
         ],
         BaseOptions,
     ),

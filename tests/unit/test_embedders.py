@@ -128,16 +128,18 @@ def test_attribute_loss_of_clip_is_the_choice_between_its_phrases():
     torch.manual_seed(0)
     network = embedders.build(config).eval()
     pixels = torch.randint(0, 256, (3, 64, 64, 3), dtype=torch.uint8)
-    plain, with_attributes = (
-        train_embedder._clip_loss(network, table, pixels, config, EmbedderOptions(kind="clip", batch=9, attribute_weight=weight), words)(0)
-        for weight in (0.0, 1.0)
-    )
+
+    def first_loss(**options):
+        batch_at, loss_of = train_embedder._clip_loss(network, table, pixels, config, EmbedderOptions(kind="clip", batch=9, **options), words)
+        return loss_of(*batch_at(0))
+
+    plain, with_attributes = first_loss(attribute_weight=0.0), first_loss(attribute_weight=1.0)
     choices = captions.alternatives()
-    assert float((with_attributes[0] - plain[0]).detach()) == pytest.approx(sum(with_attributes[1][name] for name in choices), rel=1e-4)
+    assert float((with_attributes[0] - plain[0]).detach()) == pytest.approx(sum(float(with_attributes[1][name].detach()) for name in choices), rel=1e-4)
     with torch.no_grad():
         network.logit_scale.fill_(-30.0)  # at infinite temperature every phrase is as likely
-    cold = train_embedder._clip_loss(network, table, pixels, config, EmbedderOptions(kind="clip", batch=9), words)(0)[1]
-    assert all(cold[name] == pytest.approx(math.log(len(texts)), abs=1e-4) for name, texts in choices.items())
+    cold = first_loss()[1]
+    assert all(float(cold[name].detach()) == pytest.approx(math.log(len(texts)), abs=1e-4) for name, texts in choices.items())
 
 
 def test_augmentations_keep_shape_and_range_and_are_seeded():

@@ -21,10 +21,11 @@ rule train_autoencoder:
     params:
         images=folders_of("images"),
         out=subpath(output.config, parent=True),
+        device=DEVICE,
         options=as_json(study.training.autoencoder),
         code=code("tuneleak.models.autoencoder"),
     shell:
-        "exec python -m tuneleak train-autoencoder --images {params.images:q} --out {params.out:q} --options {params.options:q} > {log} 2>&1"
+        "exec python -m tuneleak train-autoencoder --images {params.images:q} --out {params.out:q} --device {params.device} --options {params.options:q} > {log} 2>&1"
 
 
 rule train_text_encoder:
@@ -47,10 +48,11 @@ rule train_text_encoder:
     params:
         images=folders_of("images"),
         out=subpath(output.config, parent=True),
+        device=DEVICE,
         options=text_encoder_options,
         code=code("tuneleak.models.train_embedder"),
     shell:
-        "exec python -m tuneleak train-embedder --images {params.images:q} --out {params.out:q} --options {params.options:q} > {log} 2>&1"
+        "exec python -m tuneleak train-embedder --images {params.images:q} --out {params.out:q} --device {params.device} --options {params.options:q} > {log} 2>&1"
 
 
 rule train_embedder:
@@ -73,10 +75,11 @@ rule train_embedder:
     params:
         images=folders_of("images"),
         out=subpath(output.config, parent=True),
+        device=DEVICE,
         options=embedder_options,
         code=code("tuneleak.models.train_embedder"),
     shell:
-        "exec python -m tuneleak train-embedder --images {params.images:q} --out {params.out:q} --options {params.options:q} > {log} 2>&1"
+        "exec python -m tuneleak train-embedder --images {params.images:q} --out {params.out:q} --device {params.device} --options {params.options:q} > {log} 2>&1"
 
 
 rule train_base:
@@ -104,10 +107,11 @@ rule train_base:
         images=folders_of("images"),
         parts=latent_parts_flags,
         out=subpath(output.config, parent=True),
+        device=DEVICE,
         options=unet_options,
         code=code("tuneleak.models.train_base"),
     shell:
-        "exec python -m tuneleak train-base --images {params.images:q} {params.parts} --out {params.out:q} --options {params.options:q} > {log} 2>&1"
+        "exec python -m tuneleak train-base --images {params.images:q} {params.parts} --out {params.out:q} --device {params.device} --options {params.options:q} > {log} 2>&1"
 
 
 rule resources:

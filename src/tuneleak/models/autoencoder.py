@@ -11,7 +11,7 @@ from tuneleak.options import AutoencoderOptions
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "retina", "immunohistochemistry", "hubble_deep_field", "colorwheel", "cat")
 
 
-def train(images, out, options: AutoencoderOptions):
+def train(images, out, options: AutoencoderOptions, device="auto"):
     """Train on the ImageSets `images` (folders) and write a diffusers folder (fp16), latents standardised and its scaling factor set to `latent_deviation`.
 
     The loss is L1 + squared error + `edge_weight` x L1 of the horizontal and vertical differences + `kl_weight` x KL to the unit Gaussian.
@@ -20,6 +20,7 @@ def train(images, out, options: AutoencoderOptions):
     """
     from diffusers import AutoencoderKL
 
+    device = runtime.pick_device(device)
     torch.manual_seed(options.seed)
     blocks = len(options.block_out_channels)
     autoencoder = AutoencoderKL(
@@ -31,7 +32,7 @@ def train(images, out, options: AutoencoderOptions):
         layers_per_block=1,
         latent_channels=options.latent_channels,
         norm_num_groups=8,
-    )
+    ).to(device)
     sets = [ImageSet.load(folder) for folder in images]
     pictures = torch.cat([as_tensor(item.pixels()).mul(127.5).add(127.5).byte() for item in sets])
     partners = _partners([name for item in sets for name in item.table.image_id])
@@ -40,22 +41,25 @@ def train(images, out, options: AutoencoderOptions):
     photographs = _photographs()
     with runtime.output_lock(out):
 
-        def loss_at(step):
+        def batch_at(step):
             x, weight = _batch(pictures, partners, photographs, size, options, step)
-            with torch.autocast("cpu", torch.bfloat16):  # twice as fast where the processor has bf16 units; losses are float32
+            shape = (len(x), options.latent_channels, size >> (blocks - 1), size >> (blocks - 1))
+            return x, weight, torch.randn(shape, generator=runtime.generator("autoencoder-noise", options.seed, step))
+
+        def loss_of(x, weight, noise):
+            with torch.autocast(device.type, torch.bfloat16):  # twice as fast where the processor has bf16 units; losses are float32
                 posterior = autoencoder.encode(x).latent_dist
-                noise = torch.randn(posterior.mean.shape, generator=runtime.generator("autoencoder-noise", options.seed, step))
                 output = autoencoder.decode(posterior.mean + posterior.std * noise).sample
             return _loss(output.float(), x, weight, posterior, options)
 
-        training.train(autoencoder, loss_at, options, out, "train autoencoder", ema=0.995)
+        training.train(autoencoder, batch_at, loss_of, options, out, "train autoencoder", ema=0.995)
         _standardise(autoencoder, pictures)
         autoencoder.register_to_config(scaling_factor=options.latent_deviation)
         if options.decoder_steps:
             for part in (autoencoder.encoder, autoencoder.quant_conv):  # latents stay as they are, and with them every UNet
                 part.requires_grad_(False)
             alone = options.model_copy(update={"steps": options.decoder_steps})
-            training.train(autoencoder, lambda step: loss_at(options.steps + step), alone, f"{out}/decoder", "train decoder", ema=0.995)
+            training.train(autoencoder, lambda step: batch_at(options.steps + step), loss_of, alone, f"{out}/decoder", "train decoder", ema=0.995)
         training.save_half(autoencoder.state_dict(), f"{out}/diffusion_pytorch_model.safetensors")
         autoencoder.save_config(out)
         facts = {"images": [str(folder) for folder in images], "pictures": len(pictures), "parameters": autoencoder.num_parameters()}
@@ -68,7 +72,7 @@ def _loss(output, x, weight, posterior, options):
     edges = sum(((output - x).diff(dim=axis).abs() * weight.narrow(axis, 1, weight.shape[axis] - 1)).mean() for axis in (2, 3))
     divergence = posterior.kl().mean()
     loss = absolute + options.edge_weight * edges + options.kl_weight * divergence
-    return loss, {"psnr": float(10 * torch.log10(4 / squared.detach())), "kl": float(divergence.detach())}
+    return loss, {"psnr": 10 * torch.log10(4 / squared.detach()), "kl": divergence.detach()}
 
 
 def _photographs():
@@ -119,7 +123,7 @@ def _standardise(autoencoder, pictures, count=1024):
     Diffusion adds the same noise to all channels: one of small deviation would drown, and what it holds would never be generated.
     """
     chosen = pictures[torch.randperm(len(pictures), generator=runtime.generator("scaling-factor"))[:count]]
-    latents = torch.cat([autoencoder.encode(batch.float() / 127.5 - 1).latent_dist.mean for batch in chosen.split(64)])
+    latents = torch.cat([autoencoder.encode(batch.to(autoencoder.device).float() / 127.5 - 1).latent_dist.mean for batch in chosen.split(64)])
     mean, deviation = latents.mean((0, 2, 3)), latents.std((0, 2, 3)).clamp_min(1e-3)
     quant, post = autoencoder.quant_conv, autoencoder.post_quant_conv
     channels = len(mean)

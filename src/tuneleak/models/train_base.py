@@ -62,7 +62,7 @@ def members(table, fold, seed):
     return (table.fold == "") | table.image_id.isin(chosen)
 
 
-def train(images, out, options: BaseOptions, autoencoder=None, text_encoder=None):
+def train(images, out, options: BaseOptions, autoencoder=None, text_encoder=None, device="auto"):
     """Train a UNet on the ImageSets `images`; rows with a `dose` are repeated as often as it says. autoencoder, text_encoder: folders (kind latent).
 
     Writes a diffusers UNet folder (fp16; of kind pixel with `classes.json`), `train.csv`, `members.csv` (image_id, concept, fold, dose of every named
@@ -70,6 +70,7 @@ def train(images, out, options: BaseOptions, autoencoder=None, text_encoder=None
     """
     if options.kind == "latent" and not (autoencoder and text_encoder):
         raise InputError("a base of kind latent needs --autoencoder and --text-encoder; of kind pixel it needs neither")
+    device = runtime.pick_device(device)
     sets = [ImageSet.load(folder) for folder in images]
     table = pd.concat([item.table for item in sets], ignore_index=True).fillna("")
     keep = members(table, options.fold, options.seed)
@@ -83,32 +84,33 @@ def train(images, out, options: BaseOptions, autoencoder=None, text_encoder=None
         named = table[table.fold != ""]  # everybody trains on the public pictures
         files.write_csv(f"{out}/members.csv", named[["image_id", "concept", "fold", "dose"]])
         if options.kind == "pixel":
-            train_pixel_base.train(pixels, table, captions_of_all, weights, out, options, images)
+            train_pixel_base.train(pixels, table, captions_of_all, weights, out, options, images, device)
         else:
-            _train_latent(pixels, table, weights, autoencoder, text_encoder, out, options, images)
+            _train_latent(pixels, table, weights, autoencoder, text_encoder, out, options, images, device)
 
 
-def _train_latent(pixels, table, weights, autoencoder, text_encoder, out, options, images):
-    latents = _encode_pictures(pixels, autoencoder)
-    contexts, first, variants, empty = _encode_captions(table, text_encoder, options.seed)
+def _train_latent(pixels, table, weights, autoencoder, text_encoder, out, options, images, device):
+    latents = _encode_pictures(pixels, autoencoder, device)
+    contexts, first, variants, empty = _encode_captions(table, text_encoder, options.seed, device)
     torch.manual_seed(options.seed)
-    unet = build_unet(options, latents.shape[1], latents.shape[2], contexts.shape[2])
-    alphas_cumprod = schedule.alphas_cumprod(SCHEDULER).float()
+    unet = build_unet(options, latents.shape[1], latents.shape[2], contexts.shape[2]).to(device)
+    alphas_cumprod = schedule.alphas_cumprod(SCHEDULER).float().to(device)
 
-    def loss_at(step):
+    def batch_at(step):
         rng = runtime.generator("base", options.seed, step)  # twins of one seed draw the same rows, noise and timesteps
         chosen = torch.multinomial(weights, options.batch, replacement=True, generator=rng)
         variant = (torch.rand(options.batch, generator=rng) * variants[chosen]).long()
-        context = contexts[first[chosen] + variant].float()
-        context[torch.rand(options.batch, generator=rng) < options.caption_dropout] = empty
-        x, noise = latents[chosen], torch.randn(options.batch, *latents.shape[1:], generator=rng)
-        timestep = torch.randint(len(alphas_cumprod), (options.batch,), generator=rng)
-        abar = alphas_cumprod[timestep].view(-1, 1, 1, 1)
-        noisy = (abar.sqrt() * x + (1 - abar).sqrt() * noise).contiguous(memory_format=torch.channels_last)  # a tenth faster on a CPU
-        noise_pred = unet(noisy, timestep, context).sample
-        return F.mse_loss(noise_pred, noise), {}
+        dropped = torch.rand(options.batch, generator=rng) < options.caption_dropout
+        noise = torch.randn(options.batch, *latents.shape[1:], generator=rng)
+        return chosen, first[chosen] + variant, dropped, noise, torch.randint(len(alphas_cumprod), (options.batch,), generator=rng)
 
-    training.train(unet, loss_at, options, out, f"train base {options.name}", ema=options.ema, snapshots=options.snapshots)
+    def loss_of(chosen, described, dropped, noise, timestep):
+        context = torch.where(dropped.view(-1, 1, 1), empty, contexts[described].float())
+        abar = alphas_cumprod[timestep].view(-1, 1, 1, 1)
+        noisy = (abar.sqrt() * latents[chosen] + (1 - abar).sqrt() * noise).contiguous(memory_format=torch.channels_last)  # a tenth faster on a CPU
+        return F.mse_loss(unet(noisy, timestep, context).sample, noise), {}
+
+    training.train(unet, batch_at, loss_of, options, out, f"train base {options.name}", ema=options.ema, snapshots=options.snapshots)
     training.save_half(unet.state_dict(), f"{out}/diffusion_pytorch_model.safetensors")
     unet.save_config(out)
     files.write_meta(
@@ -117,20 +119,21 @@ def _train_latent(pixels, table, weights, autoencoder, text_encoder, out, option
 
 
 @torch.no_grad()
-def _encode_pictures(pixels, folder):
+def _encode_pictures(pixels, folder, device):
     from diffusers import AutoencoderKL
 
-    autoencoder = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32, use_safetensors=True).eval()
+    autoencoder = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32, use_safetensors=True).eval().to(device)
     batches = runtime.progress(range(0, len(pixels), 64), "encode pictures")
-    return torch.cat([autoencoder.encode(as_tensor(pixels[start : start + 64])).latent_dist.mean for start in batches]) * autoencoder.config.scaling_factor
+    latents = [autoencoder.encode(as_tensor(pixels[start : start + 64]).to(device)).latent_dist.mean for start in batches]
+    return torch.cat(latents) * autoencoder.config.scaling_factor
 
 
 @torch.no_grad()
-def _encode_captions(table, folder, seed):
+def _encode_captions(table, folder, seed, device):
     """All captions encoded once: contexts `(n, tokens, width)` in half precision, first index and number of variants per picture, and the empty caption."""
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    encoder = CLIPTextModel.from_pretrained(f"{folder}/text_encoder", dtype=torch.float32, use_safetensors=True).eval()
+    encoder = CLIPTextModel.from_pretrained(f"{folder}/text_encoder", dtype=torch.float32, use_safetensors=True).eval().to(device)
     tokenizer = CLIPTokenizer.from_pretrained(f"{folder}/tokenizer")
     index, first, variants = {}, [], []
     texts = []
@@ -149,7 +152,7 @@ def _encode_captions(table, folder, seed):
             texts += drawn
 
     def encode(batch):
-        tokens = tokenizer(batch, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        tokens = tokenizer(batch, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
         return encoder(tokens).last_hidden_state
 
     batches = runtime.progress(range(0, len(texts), 256), "encode captions")

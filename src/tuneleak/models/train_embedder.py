@@ -17,7 +17,7 @@ from tuneleak.options import EmbedderOptions
 TEMPERATURE = 0.1  # of the contrastive losses (SimCLR)
 
 
-def train(images, out, options: EmbedderOptions):
+def train(images, out, options: EmbedderOptions, device="auto"):
     """Train one embedder on the ImageSets `images` (folders) and write `config.json`, `model.safetensors` (fp16) and `train.csv`.
 
     copy: two views of a picture attract, all others (among them the same person and background with another expression) repel.
@@ -25,6 +25,7 @@ def train(images, out, options: EmbedderOptions):
     loss between pictures and captions, and for each attribute the choice between its phrases; also written as `text_encoder/` and
     `tokenizer/` folders, as Stable Diffusion uses CLIP's text tower.
     """
+    device = runtime.pick_device(device)
     sets = [ImageSet.load(folder) for folder in images]
     table = pd.concat([item.table for item in sets], ignore_index=True).fillna("")
     pixels = torch.cat([torch.from_numpy(item.pixels().copy()) for item in sets])
@@ -44,14 +45,14 @@ def train(images, out, options: EmbedderOptions):
     if options.kind == "clip":
         config["tower"] = options.tower
         config["clip"] = embedders.clip_config(size, options.width, options.layers, options.context, len(words))
-    network = embedders.build(config)
-    loss_at = {"copy": _copy_loss, "identity": _identity_loss, "factors": _factor_loss, "clip": _clip_loss}[options.kind](
+    network = embedders.build(config).to(device)
+    batch_at, loss_of = {"copy": _copy_loss, "identity": _identity_loss, "factors": _factor_loss, "clip": _clip_loss}[options.kind](
         network, table, pixels, config, options, words
     )
     with runtime.output_lock(out):
-        training.train(network, loss_at, options, out, f"train {options.name}", ema=0.99)
+        training.train(network, batch_at, loss_of, options, out, f"train {options.name}", ema=0.99)
         if options.kind != "clip" or options.tower:
-            _refresh_statistics(network, loss_at)
+            _refresh_statistics(network, batch_at, loss_of)
         training.save_half(network.state_dict(), f"{out}/model.safetensors")
         if options.kind == "clip":
             write_text_encoder(network, words, config["clip"]["text_cfg"], out)
@@ -76,7 +77,7 @@ def _restrict(table, pixels, options):
 
 def _half(network, *inputs):
     """Forward in bfloat16 where that is faster (matrix units of recent processors), outputs in float32."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(inputs[0].device.type, torch.bfloat16):
         outputs = network(*inputs)
     if isinstance(outputs, dict):
         return {name: output.float() for name, output in outputs.items()}
@@ -89,47 +90,57 @@ def _nt_xent(first, second):
     similarity = features @ features.T / TEMPERATURE
     similarity.fill_diagonal_(float("-inf"))
     count = len(first)
-    return F.cross_entropy(similarity, torch.arange(2 * count).roll(count))
+    return F.cross_entropy(similarity, torch.arange(2 * count, device=features.device).roll(count))
+
+
+def _two_views(network):
+    def loss_of(first, second):
+        return _nt_xent(_half(network, first), _half(network, second)), {}
+
+    return loss_of
 
 
 def _copy_loss(network, table, pixels, config, options, words):
     twins = [rows for rows in _rows_by(table, "image_id") if len(rows) > 1]  # a photograph and the same one with another expression
 
-    def loss_at(step):
+    def batch_at(step):
         rng, pick = runtime.generator(options.name, options.seed, step), random.Random(f"{options.name}/{options.seed}/{step}")
         chosen = [row for rows in pick.sample(twins, min(len(twins), options.batch // 4)) for row in rows]
         chosen += pick.sample(range(len(table)), options.batch - len(chosen))
         x = as_tensor(pixels[chosen].numpy())
-        return _nt_xent(_half(network, augment.view(x, rng)), _half(network, augment.view(x, rng))), {}
+        return augment.view(x, rng), augment.view(x, rng)
 
-    return loss_at
+    return batch_at, _two_views(network)
 
 
 def _identity_loss(network, table, pixels, config, options, words):
     several = [rows for rows in _rows_by(table, "concept") if len(rows) > 1]
 
-    def loss_at(step):
+    def batch_at(step):
         rng, pick = runtime.generator(options.name, options.seed, step), random.Random(f"{options.name}/{options.seed}/{step}")
         pairs = [pick.sample(rows, 2) for rows in pick.sample(several, min(len(several), options.batch))]
         first, second = (as_tensor(pixels[[pair[side] for pair in pairs]].numpy()) for side in (0, 1))
-        return _nt_xent(_half(network, augment.view(first, rng)), _half(network, augment.view(second, rng))), {}
+        return augment.view(first, rng), augment.view(second, rng)
 
-    return loss_at
+    return batch_at, _two_views(network)
 
 
 def _factor_loss(network, table, pixels, config, options, words):
-    labels = {name: torch.tensor([values.index(value) for value in table[f"factor_{name}"]]) for name, values in config["factors"].items()}
+    labels = torch.tensor([[values.index(value) for value in table[f"factor_{name}"]] for name, values in config["factors"].items()])
 
-    def loss_at(step):
+    def batch_at(step):
         rng = runtime.generator(options.name, options.seed, step)
         chosen = torch.randint(len(pixels), (options.batch,), generator=rng)
-        x = augment.blur(augment.crop(as_tensor(pixels[chosen].numpy()), rng, 0.9), rng, options.blur)
-        outputs = _half(network, x)
-        losses = [F.cross_entropy(output, labels[name][chosen]) for name, output in outputs.items()]
-        accuracy = torch.stack([(output.argmax(-1) == labels[name][chosen]).float().mean() for name, output in outputs.items()])
-        return torch.stack(losses).sum(), {"accuracy": float(accuracy.mean())}
+        return augment.blur(augment.crop(as_tensor(pixels[chosen].numpy()), rng, 0.9), rng, options.blur), labels[:, chosen]
 
-    return loss_at
+    def loss_of(x, truth):
+        outputs = _half(network, x)
+        outputs = [outputs[name] for name in config["factors"]]
+        losses = [F.cross_entropy(output, label) for output, label in zip(outputs, truth, strict=True)]
+        accuracy = torch.stack([(output.argmax(-1) == label).float().mean() for output, label in zip(outputs, truth, strict=True)])
+        return torch.stack(losses).sum(), {"accuracy": accuracy.mean()}
+
+    return batch_at, loss_of
 
 
 def _clip_loss(network, table, pixels, config, options, words):
@@ -137,39 +148,39 @@ def _clip_loss(network, table, pixels, config, options, words):
     # One picture per concept and step: two pictures with the same caption ("art style of ...") would be each other's negatives.
     groups = _rows_by(table, "concept")
     frequent, rare = [group for group in groups if len(group) >= 10], [group for group in groups if len(group) < 10]
-    context = options.context
     choices = captions.alternatives()
-    phrases = words(
-        [f"a face with {phrase}" for texts in choices.values() for phrase in texts.values()],
-        padding="max_length", truncation=True, max_length=context, return_tensors="pt",
-    ).input_ids  # fmt: skip
-    labels = {name: [list(texts).index(row[f"factor_{name}"]) if row.get(f"factor_{name}") in texts else -1 for row in rows] for name, texts in choices.items()}
 
-    def loss_at(step):
+    def tokens_of(texts):
+        return words(texts, padding="max_length", truncation=True, max_length=options.context, return_tensors="pt").input_ids
+
+    phrases = tokens_of([f"a face with {phrase}" for texts in choices.values() for phrase in texts.values()])
+    labels = torch.tensor(
+        [[list(texts).index(row[f"factor_{name}"]) if row.get(f"factor_{name}") in texts else -1 for row in rows] for name, texts in choices.items()]
+    )
+
+    def batch_at(step):
         rng, pick = runtime.generator(options.name, options.seed, step), random.Random(f"{options.name}/{options.seed}/{step}")
         groups = pick.sample(frequent, min(len(frequent), options.batch // 3))
         groups += pick.sample(rare, min(len(rare), options.batch - len(groups)))
         chosen = [pick.choice(group) for group in groups]
-        texts = [captions.for_training(rows[index], pick) for index in chosen]
-        tokens = words(texts, padding="max_length", truncation=True, max_length=context, return_tensors="pt").input_ids
+        tokens = tokens_of([captions.for_training(rows[index], pick) for index in chosen])
         x = augment.colour(augment.crop(as_tensor(pixels[chosen].numpy()), rng, 0.9), rng, 0.05)
-        image, text, scale = _half(network, x, torch.cat([tokens, phrases]))
-        logits = scale * image @ text[: len(chosen)].T
-        target = torch.arange(len(logits))
-        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-        facts = {"accuracy": float((logits.argmax(-1) == target).float().mean())}
-        # A caption names most of ten attributes and a few tell a batch apart; the expression is learned where only its phrases are compared
-        pieces = (scale * image @ text[len(chosen) :].T).split([len(texts) for texts in choices.values()], dim=1)
-        losses = {}
-        for (name, values), piece in zip(labels.items(), pieces, strict=True):
-            label = torch.tensor([values[index] for index in chosen])
-            if (label >= 0).any():
-                losses[name] = F.cross_entropy(piece, label, ignore_index=-1)
-        if losses:
-            loss = loss + options.attribute_weight * torch.stack(list(losses.values())).sum()
-        return loss, facts | {name: float(value.detach()) for name, value in losses.items()}
+        return x, torch.cat([tokens, phrases]), labels[:, chosen]
 
-    return loss_at
+    def loss_of(x, tokens, truth):
+        image, text, scale = _half(network, x, tokens)
+        logits = scale * image @ text[: len(x)].T
+        target = torch.arange(len(logits), device=logits.device)
+        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        # A caption names most of ten attributes and a few tell a batch apart; the expression is learned where only its phrases are compared
+        pieces = (scale * image @ text[len(x) :].T).split([len(texts) for texts in choices.values()], dim=1)
+        losses = {}
+        for name, piece, label in zip(choices, pieces, truth, strict=True):
+            losses[name] = F.cross_entropy(piece, label, ignore_index=-1, reduction="sum") / (label >= 0).sum().clamp(min=1)
+        loss = loss + options.attribute_weight * torch.stack(list(losses.values())).sum()
+        return loss, {"accuracy": (logits.argmax(-1) == target).float().mean(), **losses}
+
+    return batch_at, loss_of
 
 
 def _rows_by(table, column):
@@ -177,15 +188,16 @@ def _rows_by(table, column):
 
 
 @torch.no_grad()
-def _refresh_statistics(network, loss_at, batches=40):
+def _refresh_statistics(network, batch_at, loss_of, batches=40):
     """Recompute the batch normalisation's running statistics for the averaged weights, on batches like those of the training."""
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    device = next(network.parameters()).device
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None
     network.train()
     for number in range(batches):
-        loss_at(-1 - number)  # steps no training has
+        loss_of(*(part.to(device) for part in batch_at(-1 - number)))  # steps no training has
     network.eval()
 
 

@@ -63,25 +63,27 @@ def denoising_loss(network, x, noise, timesteps, labels, alphas_cumprod):
     return F.mse_loss(network(abar.sqrt() * x + (1 - abar).sqrt() * noise, timesteps, labels), noise)
 
 
-def train(pixels, table, captions, weights, out, options, images):
+def train(pixels, table, captions, weights, out, options, images, device):
     """Train on pictures uint8 `(m, h, w, 3)` with the manifest rows `table` and write a UNet folder (fp16) with `classes.json`.
 
     captions: all captions of the image sets, also those of pictures held out, so that twins have the same classes; weights: see `draw`; images: noted beside
-    the weights. The free classes end as copies of the class of everybody without a name.
+    the weights; device: torch.device. The free classes end as copies of the class of everybody without a name.
     """
     known = Classes.of(captions)
     classes = torch.tensor([known.id_of(caption) for caption in table.caption])
     if pixels.shape[1] != pixels.shape[2]:
         raise InputError(f"pictures must be square, not {pixels.shape[2]} x {pixels.shape[1]}")
     torch.manual_seed(options.seed)
-    unet = build_unet(options, pixels.shape[1], known.count)
-    alphas_cumprod = schedule.alphas_cumprod(SCHEDULER).float()
+    unet = build_unet(options, pixels.shape[1], known.count).to(device)
+    alphas_cumprod = schedule.alphas_cumprod(SCHEDULER).float().to(device)
 
-    def loss_at(step):
-        batch = draw(step, pixels, classes, weights, options, known.none, len(alphas_cumprod))
+    def batch_at(step):
+        return draw(step, pixels, classes, weights, options, known.none, len(alphas_cumprod))
+
+    def loss_of(*batch):
         return denoising_loss(lambda *asked: unet(*asked, return_dict=False)[0], *batch, alphas_cumprod), {}
 
-    training.train(unet, loss_at, options, out, f"train base {options.name}", ema=options.ema, snapshots=options.snapshots)
+    training.train(unet, batch_at, loss_of, options, out, f"train base {options.name}", ema=options.ema, snapshots=options.snapshots)
     with torch.no_grad():
         unet.class_embedding.weight[list(known.new)] = unet.class_embedding.weight[known.unnamed].clone()
     training.save_half(unet.state_dict(), f"{out}/diffusion_pytorch_model.safetensors")

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from tuneleak import files, runtime
+from tuneleak.errors import InputError
 from tuneleak.models import weights
 from tuneleak.models.optimizer import MuonAdamW
 
@@ -21,13 +22,15 @@ def learning_rate(step, steps, peak, warmup=100):
     return 0.5 * peak * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def train(module, loss_at, options, folder, description, ema=0.0, weight_decay=1e-2, checkpoint_every=500, log_every=20, snapshots=0):
-    """Minimise `loss_at(step) -> (loss tensor, {name: float})` over the parameters of `module` for `options.steps` steps.
+def train(module, batch_at, loss_of, options, folder, description, ema=0.0, weight_decay=1e-2, checkpoint_every=500, log_every=20, snapshots=0):
+    """Minimise `loss_of(*batch_at(step)) -> (loss tensor, {name: tensor})` over the parameters of `module` for `options.steps` steps.
 
-    Whatever is random in `loss_at` must be drawn from `runtime.generator(..., step)`, so that a run resumed from the last checkpoint in
-    `folder/.checkpoints/` ends with the weights of an uninterrupted one. Writes `folder/train.csv` (step, lr, seconds, losses). With `ema` > 0
-    the averaged weights are loaded into `module` at the end. `snapshots` > 0 also writes them, at so many evenly spaced steps, to
-    `folder/snapshots/<step>.safetensors` (fp16), so that a training curve of any measure can be drawn afterwards. Returns nothing.
+    batch_at: what one step trains on, a tuple of CPU tensors whose shapes are those of every step. Whatever is random must be drawn there, from
+    `runtime.generator(..., step)`, so that a run resumed from the last checkpoint in `folder/.checkpoints/` ends with the weights of an uninterrupted
+    one. loss_of: takes them on the module's device and must not wait for their values, since a CUDA device is given it once as a graph. Writes
+    `folder/train.csv` (step, lr, seconds, losses). With `ema` > 0 the averaged weights are loaded into `module` at the end. `snapshots` > 0 also writes
+    them, at so many evenly spaced steps, to `folder/snapshots/<step>.safetensors` (fp16), so that a training curve of any measure can be drawn
+    afterwards. Returns nothing.
     """
     folder = Path(folder)
     checkpoint = folder / ".checkpoints" / files.digest(options.model_dump(mode="json"))
@@ -37,20 +40,21 @@ def train(module, loss_at, options, folder, description, ema=0.0, weight_decay=1
     start, rows = _resume(checkpoint, module, optimizer, averaged)
     module.train()
     clock, spent = time.time(), rows[-1]["seconds"] if rows else 0.0
+    update = Update(loss_of, optimizer)
     bar = runtime.progress(range(start, options.steps), description)
     for step in bar:
-        loss, parts = loss_at(step)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
         factor = learning_rate(step, options.steps, 1.0)
-        optimizer.step(factor)
+        optimizer.set_rate(factor)
+        loss, parts = update(batch_at(step))
         if ema:
             decay = min(ema, (step + 1) / (step + 10))
             with torch.no_grad():
                 torch._foreach_lerp_(list(averaged.values()), list(parameters.values()), 1 - decay)
         if step % log_every == 0 or step == options.steps - 1:
-            rows.append({"step": step, "lr": factor * options.lr, "seconds": round(spent + time.time() - clock, 1), "loss": float(loss.detach()), **parts})
+            facts = {name: float(value) for name, value in {"loss": loss, **parts}.items()}
+            if not math.isfinite(facts["loss"]):
+                raise InputError(f"{description}: the loss is not finite at step {step}; lower lr or muon_lr, or try another device")
+            rows.append({"step": step, "lr": factor * options.lr, "seconds": round(spent + time.time() - clock, 1), **facts})
             bar.set_postfix(loss=f"{rows[-1]['loss']:.4f}")
         if snapshots and (step + 1) * snapshots // options.steps > step * snapshots // options.steps:
             save_half(module.state_dict() | averaged, folder / "snapshots" / f"{step + 1:06d}.safetensors")
@@ -61,6 +65,52 @@ def train(module, loss_at, options, folder, description, ema=0.0, weight_decay=1
     if ema:
         module.load_state_dict(averaged, strict=False)
     module.eval()
+
+
+class Update:
+    """One update of the weights: loss, gradients clipped to a norm of 1, optimiser.
+
+    On a CUDA device it is recorded after a few plain steps (which make the optimiser's state and pick algorithms) and replayed from then on: these
+    models are so small that a GPU would wait for Python to start its thousands of kernels.
+    """
+
+    PLAIN_STEPS = 5
+
+    def __init__(self, loss_of, optimizer):
+        self.loss_of, self.optimizer, self.device = loss_of, optimizer, optimizer.rates.device
+        self.graph, self.inputs, self.outputs, self.done = None, None, None, 0
+        self.stream = torch.cuda.Stream() if self.device.type == "cuda" else None
+
+    def __call__(self, batch):
+        """`batch`: a tuple of CPU tensors. Returns the loss and its parts, detached; they are overwritten by the next call."""
+        if self.stream is None:
+            return self._plain(*batch)
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            batch = [part.pin_memory().to(self.device, non_blocking=True) for part in batch]
+            outputs = self._plain(*batch) if self.done < self.PLAIN_STEPS else self._replay(batch)
+        torch.cuda.current_stream().wait_stream(self.stream)
+        self.done += 1
+        return outputs
+
+    def _plain(self, *batch):
+        self.optimizer.zero_grad()
+        loss, parts = self.loss_of(*batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.optimizer.parameters(), 1.0)
+        self.optimizer.step()
+        return loss.detach(), {name: value.detach() for name, value in parts.items()}
+
+    def _replay(self, batch):
+        if self.graph is None:
+            self.inputs, self.graph = [part.clone() for part in batch], torch.cuda.CUDAGraph()
+            self.optimizer.zero_grad()  # gradients live in the graph's own memory
+            with torch.cuda.graph(self.graph, stream=self.stream):
+                self.outputs = self._plain(*self.inputs)
+        for held, given in zip(self.inputs, batch, strict=True):
+            held.copy_(given)
+        self.graph.replay()
+        return self.outputs
 
 
 def _save(checkpoint, step, module, optimizer, averaged, rows):
