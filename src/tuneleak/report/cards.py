@@ -53,8 +53,8 @@ def _model_card(resources, measured):
         "",
         "## Parts",
         "",
-        "| part | what it is | parameters | steps | seconds | trained on |",
-        "|---|---|---|---|---|---|",
+        "| part | what it is | parameters | steps | seconds | on | trained on |",
+        "|---|---|---|---|---|---|---|",
     ]
     for part, text in PARTS.items():
         meta = resources / part / "config.json.meta.json"
@@ -63,7 +63,10 @@ def _model_card(resources, measured):
         facts = files.read_json(meta)
         trained_on = ", ".join(Path(folder).name for folder in facts["images"])
         seconds = pd.read_csv(resources / part / "train.csv").seconds.iloc[-1]
-        cells = [f"`{part}`", text, facts["parameters"], facts["options"]["steps"], f"{seconds:.0f}"]
+        machine = facts.get("machine", {})
+        accelerator = machine.get("accelerator", "cpu")
+        where = f"{machine.get('cores', '?')} cores" if accelerator == "cpu" else accelerator
+        cells = [f"`{part}`", text, facts["parameters"], facts["options"]["steps"], f"{seconds:.0f}", where]
         lines.append(f"| {' | '.join(map(str, cells))} | {trained_on} ({facts['pictures']} pictures) |")
     lines += [
         "",
