@@ -42,6 +42,7 @@ BASE = Argument("--base", "pipeline folder of the pretrained base model")
 MODELS = Argument("--models", "model set: a folder with manifest.csv")
 OUT = Argument("--out", "folder to write")
 OUT_FILE = Argument("--out", "file to write")
+SHIPPED = Argument("--resources", "folder of the shipped models (default: resources)", required=False)
 DEVICE = Argument("--device", "auto, cpu, cuda or mps (default: auto)", required=False, kind=str)
 DTYPE = Argument("--dtype", "float32 or bfloat16, of the networks only (default: float32)", required=False, kind=str)
 WORLD = Argument("--world", "name of the world, noted in the tables", kind=str)
@@ -705,7 +706,12 @@ VERBS = [
             Argument("--benchmarks", "folder of Snakemake's benchmark files, for the cost table", required=False),
         ],
     ),
-    Verb("verify", "Compare a run with the recorded one; exit code 1 lists rows that differ.", "tuneleak.report.verify:verify", [METRICS, REFERENCE, OUT_FILE]),
+    Verb(
+        "verify",
+        "Compare a run with the recorded one; exit code 1 lists rows that differ.",
+        "tuneleak.report.verify:verify",
+        [METRICS, REFERENCE, OUT_FILE, SHIPPED],
+    ),
     Verb(
         "record",
         "Record a finished run under paper/reference.",
@@ -716,6 +722,7 @@ VERBS = [
             OUT,
             Argument("--claims", "claims.csv of the run", required=False),
             Argument("--results", "folder of the run, to keep the scores that figures are drawn from", required=False),
+            SHIPPED,
         ],
     ),
     Verb(

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from tuneleak import budget, estimate
+from tuneleak import budget, estimate, files
 from tuneleak.errors import InputError
 from tuneleak.options import FinetuneOptions
-from tuneleak.report import artifact
+from tuneleak.report import artifact, record
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {
@@ -44,6 +44,17 @@ def test_a_claim_without_a_recorded_run_says_so(tmp_path):
     shutil.copytree(ROOT / "paper/reference", tmp_path / "paper/reference", ignore=shutil.ignore_patterns("embedded", "full"))
     lines = artifact.claims_table(tmp_path).splitlines()[2:]
     assert lines and all("not recorded yet" in line for line in lines)
+
+
+def test_a_run_with_models_shipped_earlier_says_so(tmp_path):
+    shutil.copytree(ROOT / "paper/reference", tmp_path / "paper/reference")
+    (tmp_path / "resources").mkdir()
+    listed = tmp_path / "resources/SHA256SUMS"
+    listed.write_text("aa  bases/H1/config.json\n")
+    assert "embedded (with models shipped earlier): " in artifact.claims_table(tmp_path) and "(with models shipped earlier)" in artifact.runs_table(tmp_path)
+    for path in (tmp_path / "paper/reference").glob("*/*/run.meta.json"):
+        files.write_json(path, files.read_json(path) | {"models": record.models_digest(listed.parent)})
+    assert "shipped earlier" not in artifact.claims_table(tmp_path) + artifact.runs_table(tmp_path)
 
 
 def test_operations_grow_with_the_picture_as_convolutions_and_attention_do():

@@ -57,6 +57,19 @@ def test_a_run_agrees_with_itself(recorded, capsys):
     assert "0 differs, 0 missing" in capsys.readouterr().out
 
 
+def test_other_models_are_named_as_a_reason(recorded, tmp_path, capsys):
+    models = tmp_path / "models"
+    models.mkdir()
+    (models / "SHA256SUMS").write_text("aa  bases/H1/config.json\n")
+    where = recorded / "metrics.csv", recorded / "reference" / "full"
+    record.record(where[0], recorded / "benchmarks", where[1], resources=models)
+    verify.verify(*where, recorded / "verify.csv", resources=models)
+    assert "other models" not in capsys.readouterr().out
+    (models / "SHA256SUMS").write_text("bb  bases/H1/config.json\n")
+    verify.verify(*where, recorded / "verify.csv", resources=models)
+    assert "finextract: recorded with other models" in capsys.readouterr().out
+
+
 def test_on_the_same_machine_a_thousandth_is_the_limit(recorded, capsys):
     change(recorded, value=lambda table: table.value * 1.0009)
     compare(recorded)

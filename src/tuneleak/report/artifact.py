@@ -6,7 +6,7 @@ import pandas as pd
 
 from tuneleak import budget, estimate, files
 from tuneleak.errors import InputError
-from tuneleak.report import registry
+from tuneleak.report import record, registry
 
 ARTIFACT = Path("ARTIFACT.md")
 REFERENCE = Path("paper/reference")
@@ -50,7 +50,11 @@ def claims_table(root):
     for family in dict.fromkeys(item.family.id for item in registered.claims):
         claim = next(item.family for item in registered.claims if item.family.id == family)
         preset, rows = next(((preset, rows) for preset, table in recorded.items() if len(rows := table[table.family == family])), ("", None))
-        numbers = "not recorded yet" if rows is None else f"{preset}: " + "; ".join(_number(row) for _, row in rows.iterrows())
+        numbers = (
+            "not recorded yet"
+            if rows is None
+            else f"{preset}{_with_what(root, preset, claim.system)}: " + "; ".join(_number(row) for _, row in rows.iterrows())
+        )
         command = f"`{' '.join(filter(None, ('snakemake --cores all', TARGETS.get(claim.system), 'claims')))}`"
         lines.append(f"| **{family}**: {_cell(claim.claim)} | {claim.paper or 'ours'} | {command} | {_cell(numbers)} |")
     return "\n".join(lines)
@@ -69,7 +73,7 @@ def runs_table(root):
             seconds, peak = sum(rule["seconds"] for rule in rules), max(rule["peak_memory_mb"] for rule in rules)
             machine = f"{facts['machine']['processor']}, {facts['machine']['cores']} cores, {facts['machine']['accelerator']}"
             numbers = f"{sum(rule['jobs'] for rule in rules)} | {seconds / 3600:.2f} | {peak / 1000:.1f}"
-            lines.append(f"| {preset} | {', '.join(systems)} | {machine} | {numbers} |")
+            lines.append(f"| {preset}{_with_what(root, preset, systems[0])} | {', '.join(systems)} | {machine} | {numbers} |")
     return "\n".join(lines)
 
 
@@ -91,6 +95,13 @@ def estimates_table(root):
         total = sum(cost.hours for cost in costs.values()), sum(cost.disk_gb for cost in costs.values())
         lines.append(f"| {preset} | all | | | {_rounded(total[0])} | {_rounded(total[1])} | |")
     return "\n".join(lines)
+
+
+def _with_what(root, preset, system):
+    """A note if a system was recorded with other models than the shipped ones."""
+    path = root / REFERENCE / preset / (system or "") / record.META
+    earlier = path.is_file() and record.of_other_models(files.read_json(path), root / "resources")
+    return " (with models shipped earlier)" if earlier else ""
 
 
 def _recorded_claims(root, preset):

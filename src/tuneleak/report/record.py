@@ -22,19 +22,24 @@ SCORES = {  # of a results folder; `matches` in as many columns as reading it ta
 LARGEST = 5_000_000  # bytes of one compressed table
 
 
-def record(metrics, benchmarks, out, claims=None, results=None):
+def record(metrics, benchmarks, out, claims=None, results=None, resources="resources"):
     """Write `<out>/<system>/{metrics.csv,run.meta.json}` for each system of a metrics table, and `<out>/claims.csv` if claims are given.
 
     metrics: metrics.csv of a run, with its sidecar; benchmarks: folder of Snakemake's benchmark TSVs; out: paper/reference/<preset>;
-    claims: claims.csv of the same run; systems recorded from other runs keep their rows; results: folder of the run, for the scores.
-    run.meta.json holds the machine, the versions, the settings and the seconds, memory and UNet calls per rule.
+    claims: claims.csv of the same run; systems recorded from other runs keep their rows; results: folder of the run, for the scores;
+    resources: the shipped models. run.meta.json holds the machine, the versions, the settings, a digest of those models and the seconds, memory and UNet
+    calls per rule.
     """
     if rows.read_metrics(metrics).empty:
         raise InputError(f"{metrics} has no row; there is nothing to record")
     facts = facts_of(metrics)
     if not facts.get("machine"):
         raise InputError(f"{metrics} has no sidecar {Path(metrics).name}.meta.json, so the machine it was made on is unknown; run the workflow to make both")
-    facts |= {"preset": Path(out).resolve().name, "rules": seconds_per_rule(benchmarks, jobs.calls_per_rule(jobs.read(Path(metrics).parent)))}
+    facts |= {
+        "preset": Path(out).resolve().name,
+        "models": models_digest(resources),
+        "rules": seconds_per_rule(benchmarks, jobs.calls_per_rule(jobs.read(Path(metrics).parent))),
+    }
     as_text = pd.read_csv(metrics, dtype=str, keep_default_na=False)  # copied to the letter
     if claims:
         _record_claims(files.read_table(claims, ["system"], "make it again with `tuneleak claims`"), set(as_text.system), Path(out) / "claims.csv")
@@ -43,6 +48,18 @@ def record(metrics, benchmarks, out, claims=None, results=None):
         files.write_json(Path(out) / system / META, facts)
     if results:
         _record_scores(Path(results), Path(out))
+
+
+def models_digest(resources):
+    """What tells one set of shipped models from another: the SHA-256 of their list of digests; empty without one."""
+    listed = Path(resources) / "SHA256SUMS"
+    return files.sha256(listed) if listed.is_file() else ""
+
+
+def of_other_models(facts, resources):
+    """Whether a recorded run (its run.meta.json) was made with other models than those under `resources`; False where either is unknown."""
+    recorded, here = facts.get("models", ""), models_digest(resources)
+    return bool(recorded and here) and recorded != here
 
 
 def scores_file(folder, name):

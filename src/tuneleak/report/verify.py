@@ -13,10 +13,11 @@ RELATIVE = 1e-3  # same seeds on the same kind of machine with the same versions
 _SIDES = ("value", "ci_low", "ci_high", "seeds")
 
 
-def verify(metrics, reference, out):
+def verify(metrics, reference, out, resources="resources"):
     """Compare a metrics table with the recorded one, write the comparison (CSV), print what differs, and exit with code 1 if anything does.
 
-    metrics: metrics.csv of a run; reference: paper/reference/<preset>, with a folder per recorded system. A row agrees within a relative
+    metrics: metrics.csv of a run; reference: paper/reference/<preset>, with a folder per recorded system; resources: the shipped
+    models, named as a reason if the recorded run had others. A row agrees within a relative
     1e-3 if both runs had the same seeds, processor and library versions, else within the combined half-widths of the two intervals. Rows
     that only the recorded run has are missing and count as differing; rows that only this run has are listed as extra.
     """
@@ -26,6 +27,8 @@ def verify(metrics, reference, out):
     measured = rows.read_metrics(metrics)
     here = machine_class(record.facts_of(metrics))
     parts = []
+    if other := [path.parent.name for path in recorded if record.of_other_models(record.facts_of(path), resources)]:
+        print(f"{', '.join(other)}: recorded with other models than those under {resources}, so rows will differ; `make record` records a run anew")
     for path in recorded:
         same_machine = here is not None and here == machine_class(record.facts_of(path))
         parts.append(compare(measured[measured.system == path.parent.name], rows.read_metrics(path), same_machine))
