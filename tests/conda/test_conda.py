@@ -163,5 +163,6 @@ def test_pins_are_used_and_a_wrong_pin_is_noticed(project, channels, tmp_path):
         (pinned.folder / "envs/report.linux-64.pin.txt").write_text(text)
         output = pinned.snakemake("--conda-create-envs-only")
         assert "pin.txt" in pinned.creations()[0]
-        assert ("Failed to install conda environment from pin file" in output) == (not used)  # Snakemake then solves the yaml, with this warning
+        failed = "Failed to install conda environment from pin file" in output  # Snakemake then solves the yaml
+        assert failed == (not used), output
         assert len(pinned.creations()) == (1 if used else 2)
