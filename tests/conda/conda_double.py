@@ -77,6 +77,8 @@ def main(words):
         explicit(known.prefix)
     elif words[:1] == ["create"] or words[:2] == ["env", "create"]:
         asyncio.run(create(known.file, known.prefix))
+        sys.stdout.flush()
+        os._exit(0)  # on a busy machine a thread of rattler's still runs while Python ends, which aborts ("PyGILState_Release: ... finalizing")
     elif words[:1] != ["clean"]:
         sys.exit(f"conda double: cannot do {words}")
 
