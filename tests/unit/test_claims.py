@@ -116,6 +116,17 @@ def test_an_interval_around_zero_is_inconclusive_and_shows_power_and_effect(stud
     assert float(row.power) == pytest.approx(0.938, abs=0.002)  # planned .035: Phi(3.5 - 1.96)
 
 
+@pytest.mark.parametrize(("low", "high", "reason"), [("0.02", "0.02", "the interval has no width"), ("", "", "there is no interval")])
+def test_a_difference_without_a_spread_says_why_it_is_inconclusive(study, tmp_path, low, high, reason):
+    def change(table):
+        row = where(table, attack="finextract-minus-cfg", metric="AS", method="lora", world="identities") & ~table.setting.str.contains("concept")
+        table.loc[row, ["value", "ci_low", "ci_high"]] = "0.02", low, high
+        return table
+
+    row = judge(edited(study, tmp_path, change), tmp_path / "claims.csv").loc["finextract-beats-cfg-identities-lora"]
+    assert row.status == "inconclusive" and row.reason.startswith(reason) and row.p_holm == ""
+
+
 def test_the_evaluations_own_minimum_effect_is_preferred(study, tmp_path):
     def add(table):
         own = table[where(table, attack="finextract-minus-cfg", world="identities", method="lora", metric="AS")]

@@ -49,10 +49,16 @@ def test_every_macro_of_the_text_is_generated(study, judged):
     assert all(name.isalpha() for name in made) and all(made.values()), "a macro without text prints a hole"
 
 
-def test_what_is_unknown_prints_not_available(study, judged):
-    made = all_macros(study, judged)
+def unrecorded(folder):
+    """A copy of paper/reference in which no run is recorded."""
+    shutil.copytree(REFERENCE, folder, ignore=shutil.ignore_patterns("full", "embedded"))
+    return folder
+
+
+def test_what_is_unknown_prints_not_available(study, judged, tmp_path):
+    made = all_macros(study, judged, unrecorded(tmp_path / "reference"))
     assert made["SamplerSteps"] == made["RecordedRunProcessor"] == made["CostHours"] == "n/a"
-    assert made["RecordedStatusFinextractBeatsCfg"] == "not recorded yet" and made["RecordedSummaryFinextractBeatsCfg"] == "n/a"
+    assert made["RecordedStatusFinextractBeatsCfg"] == made["RecordedPreset"] == "not recorded yet" and made["RecordedSummaryFinextractBeatsCfg"] == "n/a"
     assert made["ConceptsTested"] == "9 identities and 9 artists"
     assert (made["PublishedExtractedShare"], made["PublishedAsLow"], made["PublishedAsHigh"]) == (r"20\%", ".45", ".55")
 
@@ -144,8 +150,7 @@ def test_the_paper_is_typeset_and_repeats_itself(study, judged, parts, tmp_path,
 @needs_latex
 @pytest.mark.slow
 def test_a_recorded_run_stands_beside_this_one(report_study, study, judged, parts, tmp_path):
-    reference = tmp_path / "reference"
-    shutil.copytree(REFERENCE, reference, ignore=shutil.ignore_patterns("full", "embedded"))
+    reference = unrecorded(tmp_path / "reference")
     shutil.copyfile(study.metrics, tmp_path / "metrics.csv")
     report_study.meta(tmp_path / "metrics.csv", "a recorded processor")
     (tmp_path / "benchmarks").mkdir()

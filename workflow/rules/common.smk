@@ -373,6 +373,6 @@ def reference():
     return files_below("paper/reference", "*.yaml", "published/*.csv")
 
 
-def recorded(system, pattern="metrics.csv"):
-    """The recorded run of a system that tables and the paper show beside a run's own."""
-    return files_below(f"paper/reference/full/{system}", pattern)
+def recorded(system="*"):
+    """The recorded runs of a system, the largest of which tables and the paper show beside a run's own."""
+    return files_below("paper/reference", f"*/{system}/metrics.csv", f"*/{system}/run.meta.json", "*/claims.csv")

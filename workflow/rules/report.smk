@@ -182,7 +182,7 @@ rule check_claims:
 rule typeset_paper:
     input:
         reference(),
-        recorded("finextract", "*"),
+        recorded(),
         metrics="<results>/metrics.csv",
         claims="<results>/claims.csv",
         tables=rules.write_tables.output + rules.draw_dp_ldm.output.tables + matrix_tex(),

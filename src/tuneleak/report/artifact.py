@@ -2,19 +2,17 @@
 
 from pathlib import Path
 
-import pandas as pd
-
 from tuneleak import budget, estimate, files
 from tuneleak.errors import InputError
-from tuneleak.report import record, registry
+from tuneleak.report import record, recorded, registry
 
 ARTIFACT = Path("ARTIFACT.md")
 REFERENCE = Path("paper/reference")
-RECORDED = ("full", "embedded")  # the run that expected numbers are taken from: the first that is recorded for a system
 TARGETS = {  # the workflow's target of each system; without one, `claims`, which runs all of them
     "finextract": "finextract", "finextract-ablations": "ablations", "shake-to-leak": "shake", "lora-weights": "weights", "dp-ldm": "dp",
     "defences": "defences",
 }  # fmt: skip
+NOT_RECORDED = "not recorded yet"
 BLOCKS = ("claims", "runs", "estimates")
 
 
@@ -44,17 +42,12 @@ def _replaced(text, name, table, path):
 
 def claims_table(root):
     """Markdown: a row per claim with its command and the numbers that the recorded run got."""
-    registered = registry.load(root / REFERENCE / "claims.yaml", RECORDED[-1])
-    recorded = {preset: _recorded_claims(root, preset) for preset in RECORDED}
+    registered = registry.load(root / REFERENCE / "claims.yaml", recorded.PRESETS[-1])
+    past = recorded.claims(root / REFERENCE)
     lines = ["| claim | of | command | expected (value [interval], status) |", "|---|---|---|---|"]
     for family in dict.fromkeys(item.family.id for item in registered.claims):
         claim = next(item.family for item in registered.claims if item.family.id == family)
-        preset, rows = next(((preset, rows) for preset, table in recorded.items() if len(rows := table[table.family == family])), ("", None))
-        numbers = (
-            "not recorded yet"
-            if rows is None
-            else f"{preset}{_with_what(root, preset, claim.system)}: " + "; ".join(_number(row) for _, row in rows.iterrows())
-        )
+        numbers = _numbers(root, past[past.family == family]) if past is not None else NOT_RECORDED
         command = f"`snakemake --cores all {TARGETS.get(claim.system, 'claims')}`"
         lines.append(f"| **{family}**: {_cell(claim.claim)} | {claim.paper or 'ours'} | {command} | {_cell(numbers)} |")
     return "\n".join(lines)
@@ -63,7 +56,7 @@ def claims_table(root):
 def runs_table(root):
     """Markdown: what recorded runs took; systems that were recorded from one run share a row, for its hours are those of all of them."""
     lines = ["| preset | systems | processor | jobs | hours of jobs | largest job, GB |", "|---|---|---|---|---|---|"]
-    for preset in RECORDED:
+    for preset in recorded.PRESETS:
         runs = {}
         for meta in sorted((root / REFERENCE / preset).glob("*/run.meta.json")):
             facts = files.read_object(meta, "machine", "rules")
@@ -104,9 +97,11 @@ def _with_what(root, preset, system):
     return " (with models shipped earlier)" if earlier else ""
 
 
-def _recorded_claims(root, preset):
-    path = root / REFERENCE / preset / "claims.csv"
-    return files.read_table(path, ["id", "family", "value", "status"]) if path.is_file() else pd.DataFrame(columns=["family"])
+def _numbers(root, rows):
+    if rows.empty:
+        return NOT_RECORDED
+    first = rows.iloc[0]
+    return f"{first.preset}{_with_what(root, first.preset, first.system)}: " + "; ".join(_number(row) for _, row in rows.iterrows())
 
 
 def _number(row):

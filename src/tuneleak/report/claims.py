@@ -151,11 +151,12 @@ def _row(claim, table, registered):
     row["kind"] = family.check.kind
     if family.check.kind == "reported":
         return row | {"status": "not-comparable", "reason": family.check.reason}
-    return row | _power(found, table, row["planned_mde"], registered)
+    power = _power(found, table, row["planned_mde"], registered)
+    return row | (power or {"reason": "the interval has no width: nothing to test against" if found.ci_low == found.ci_high else "there is no interval"})
 
 
 def _power(found, table, planned, registered):
-    """Two-sided p (normal, from the interval), the smallest detectable effect, and the power of finding the planned one."""
+    """Two-sided p (normal, from the interval), the smallest detectable effect, and the power of finding the planned one; {} without a spread."""
     normal = NormalDist()
     z = normal.inv_cdf(0.5 + registered.confidence / 2)
     error = (found.ci_high - found.ci_low) / (2 * z)

@@ -4,14 +4,12 @@ For a family of claims: `\Status<Family>` (a sentence fragment picked from the s
 effects it could have found), each also as `\Recorded...` for the recorded run.
 """
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 
 from tuneleak import files
-from tuneleak.report import names, record, registry, rows, tex
-from tuneleak.report.tables import RECORDED_PRESET, SYSTEM
+from tuneleak.report import names, record, recorded, registry, rows, tex
+from tuneleak.report.tables import SYSTEM
 
 NOT_RECORDED = "not recorded yet"
 _STATUS_WORDS = {
@@ -19,6 +17,7 @@ _STATUS_WORDS = {
     "opposite-direction": "opposite in direction", "inconclusive": "inconclusive", "not-comparable": "not comparable", "not-run": "not run",
 }  # fmt: skip
 _PRINTED = 3  # decimals of a difference
+_NUMBERS = ["value", "ci_low", "ci_high", "mde", "planned_mde", "power", "p_holm"]
 
 
 def collect(measured, claims, facts, reference, preset, costs=None):
@@ -27,29 +26,28 @@ def collect(measured, claims, facts, reference, preset, costs=None):
     measured: metrics table (`rows.read_metrics`); claims: claims table; facts: `record.facts_of` this run; reference: paper/reference;
     costs: `record.seconds_per_rule` of this run, or None.
     """
-    recorded = Path(reference) / RECORDED_PRESET / SYSTEM
-    past_claims = recorded_claims(reference)
-    past_facts, past_measured = {}, None
-    if (recorded / "metrics.csv").is_file():
-        past_facts, past_measured = record.facts_of(recorded / "metrics.csv"), rows.read_metrics(recorded / "metrics.csv")
+    past_claims, path = recorded_claims(reference), recorded.metrics_of(reference, SYSTEM)
+    past_facts, past_measured = (record.facts_of(path), rows.read_metrics(path)) if path else ({}, None)
     macros = of_claims(claims) | {f"Recorded{name}": text for name, text in of_claims(past_claims, list(dict.fromkeys(claims.family))).items()}
-    macros |= of_run(measured, facts, costs) | {"RunPreset": tex.escape(preset)}
+    macros |= of_run(measured, facts, costs) | {"RunPreset": tex.escape(preset), "RecordedPreset": tex.escape(recorded.described(reference)) or NOT_RECORDED}
     macros |= {f"Recorded{name}": text for name, text in of_run(past_measured, past_facts, past_facts.get("rules")).items()}
     return macros | of_published(reference)
 
 
 def read_claims(path):
     """A claims table with its numbers as floats."""
-    numbers = ["value", "ci_low", "ci_high", "mde", "planned_mde", "power", "p_holm"]
-    table = files.read_table(path, ["id", "family", "claim", "status", "published", *numbers], "make it again with `tuneleak claims`")
-    table[numbers] = table[numbers].apply(pd.to_numeric, errors="coerce")
-    return table
+    return _with_numbers(files.read_table(path, ["id", "family", "claim", "status", "published", *_NUMBERS], "make it again with `tuneleak claims`"))
 
 
 def recorded_claims(reference):
-    """The claims table of the recorded run, or None."""
-    path = Path(reference) / RECORDED_PRESET / "claims.csv"
-    return read_claims(path) if path.is_file() else None
+    """What the recorded runs said about the claims, as `read_claims`, or None."""
+    table = recorded.claims(reference)
+    return None if table is None else _with_numbers(table)
+
+
+def _with_numbers(table):
+    table[_NUMBERS] = table[_NUMBERS].apply(pd.to_numeric, errors="coerce")
+    return table
 
 
 def of_claims(table, families=()):

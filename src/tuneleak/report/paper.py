@@ -8,8 +8,7 @@ from pathlib import Path
 
 from tuneleak import files
 from tuneleak.errors import InputError
-from tuneleak.report import jobs, macros, record, rows, typeset
-from tuneleak.report.tables import RECORDED_PRESET, SYSTEM
+from tuneleak.report import jobs, macros, record, recorded, rows, typeset
 
 APT = "apt-get install --no-install-recommends texlive-latex-recommended texlive-fonts-recommended latexmk"
 _LATEXMK = ("latexmk", "-norc", "-pdf", "-interaction=nonstopmode", "-halt-on-error", "-file-line-error", "-outdir=output", "main.tex")
@@ -46,9 +45,7 @@ def generate(metrics, claims, reference, build, costs=None):
     facts = record.facts_of(metrics)
     preset = (files.read_json(sidecar).get("preset") if (sidecar := Path(f"{claims}.meta.json")).is_file() else None) or "n/a"
     files.write_text(build / "macros.tex", macros.write(macros.collect(measured, registered, facts, reference, preset, costs)))
-    past = Path(reference) / RECORDED_PRESET / SYSTEM
-    past_claims = macros.recorded_claims(reference)
-    past_costs = record.facts_of(past / "metrics.csv").get("rules") if past.is_dir() else None
+    past_claims, past_costs = macros.recorded_claims(reference), recorded.costs(reference)
     files.write_text(build / "tables" / "setup.tex", typeset.setup_table(measured))
     files.write_text(build / "tables" / "claims.tex", typeset.claims_table(registered, past_claims))
     files.write_text(build / "tables" / "published.tex", typeset.published_table(reference))

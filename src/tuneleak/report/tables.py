@@ -6,10 +6,9 @@ import numpy as np
 import pandas as pd
 
 from tuneleak import files
-from tuneleak.report import names, rows, tex
+from tuneleak.report import names, recorded, rows, tex
 
 SYSTEM = "finextract"
-RECORDED_PRESET = "full"
 BLOCK = ["world", "base", "method"]
 _LINE = [*BLOCK, "attack", "quantity", "metric"]
 _NUMBERS = ["value", "ci_low", "ci_high"]
@@ -30,24 +29,24 @@ _TABLES = {
 def tables(metrics, out, reference="paper/reference"):
     """Write `<out>/finextract{,_thresholds,_controls}.tex`, `finextract.csv` (every number of them, one a row) and `finextract.md`.
 
-    metrics: metrics table of this run; reference: folder of recorded runs, of which `full/finextract/metrics.csv` stands beside this run if it
-    is there (else `--`).
+    metrics: metrics table of this run; reference: folder of recorded runs, of which that of FineXtract (see `tuneleak.report.recorded`) stands beside
+    this run if there is one (else `--`).
     """
-    out, recorded = Path(out), Path(reference) / RECORDED_PRESET / SYSTEM / "metrics.csv"
-    both = compare(rows.read_metrics(metrics), rows.read_metrics(recorded) if recorded.is_file() else None)
+    out, past = Path(out), recorded.metrics_of(reference, SYSTEM)
+    both = compare(rows.read_metrics(metrics), rows.read_metrics(past) if past else None)
     for name, columns in _TABLES.items():
-        files.write_text(out / f"{name}.tex", typeset(both, columns, recorded.is_file()))
+        files.write_text(out / f"{name}.tex", typeset(both, columns, past is not None))
     files.write_csv(out / "finextract.csv", both)
     files.write_text(out / "finextract.md", markdown(both))
-    files.write_meta(out / "tables", None, metrics=str(metrics), recorded=str(recorded) if recorded.is_file() else "")
+    files.write_meta(out / "tables", None, metrics=str(metrics), recorded=str(past or ""))
 
 
-def compare(measured, recorded=None):
+def compare(measured, past=None):
     """One row per world, base, method, attack, quantity (attack, heldout, random, oracle) and metric: this run's numbers and the recorded ones.
 
     Columns: those, then `value, ci_low, ci_high` and `recorded_value, recorded_ci_low, recorded_ci_high` (NaN where a run lacks the row).
     """
-    parts = [_long(table) if table is not None else pd.DataFrame(columns=[*_LINE, *_NUMBERS]) for table in (measured, recorded)]
+    parts = [_long(table) if table is not None else pd.DataFrame(columns=[*_LINE, *_NUMBERS]) for table in (measured, past)]
     both = parts[0].merge(parts[1].rename(columns={name: f"recorded_{name}" for name in _NUMBERS}), on=_LINE, how="outer")
     numbers = [*_NUMBERS, *(f"recorded_{name}" for name in _NUMBERS)]
     both[numbers] = both[numbers].astype(float)

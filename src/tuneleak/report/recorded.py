@@ -1,0 +1,57 @@
+"""Which recorded run stands beside a new one: of every system the largest that is recorded under paper/reference."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from tuneleak import files
+from tuneleak.report import record
+
+PRESETS = ("full", "embedded")  # the first that holds a system is its recorded run
+
+
+def preset_of(reference, system):
+    """The preset of a system's recorded run, or ""; reference: paper/reference."""
+    return next((preset for preset in PRESETS if (Path(reference) / preset / system / "metrics.csv").is_file()), "")
+
+
+def metrics_of(reference, system):
+    """Path of a system's recorded metrics table, or None."""
+    preset = preset_of(reference, system)
+    return Path(reference) / preset / system / "metrics.csv" if preset else None
+
+
+def systems(reference):
+    """{system: preset} of everything that is recorded, by name."""
+    found = sorted({path.parent.name for preset in PRESETS for path in (Path(reference) / preset).glob("*/metrics.csv")})
+    return {system: preset_of(reference, system) for system in found}
+
+
+def claims(reference):
+    """What the recorded runs said about the claims (text columns of claims.csv, with `preset`): each system's from its own recorded run; None if nothing is."""
+    parts = []
+    for preset in PRESETS:
+        path = Path(reference) / preset / "claims.csv"
+        if path.is_file():
+            table = files.read_table(path, ["id", "family", "system", "value", "status"], "make it again with `tuneleak claims`")
+            mine = [system for system, recorded in systems(reference).items() if recorded == preset]
+            parts.append(table[table.system.isin(mine)].assign(preset=preset))
+    return pd.concat(parts, ignore_index=True) if parts else None
+
+
+def described(reference):
+    """The presets of the recorded runs -> "embedded", "full" or "full (dp-ldm); embedded (finextract, lora-weights)"; "" if nothing is recorded."""
+    by_preset = {}
+    for system, preset in systems(reference).items():
+        by_preset.setdefault(preset, []).append(system)
+    if len(by_preset) < 2:
+        return next(iter(by_preset), "")
+    return "; ".join(f"{preset} ({', '.join(by_preset[preset])})" for preset in PRESETS if preset in by_preset)
+
+
+def costs(reference):
+    """`record.seconds_per_rule` of the recorded runs together, or None; where several ran a rule, of the last by name of its system."""
+    found = {}
+    for system in systems(reference):
+        found |= record.facts_of(metrics_of(reference, system)).get("rules") or {}
+    return found or None

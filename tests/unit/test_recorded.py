@@ -1,0 +1,35 @@
+"""Of every system the largest recorded run stands beside a new one."""
+
+from tuneleak import files
+from tuneleak.report import recorded
+
+CLAIMS = "id,family,system,value,status\na,f,finextract,{0},inconclusive\nb,g,dp-ldm,{0},not-run\n"
+
+
+def put(reference, preset, *systems, value="0.1"):
+    for system in systems:
+        files.write_text(reference / preset / system / "metrics.csv", "system\n")
+        files.write_json(reference / preset / system / "run.meta.json", {"rules": {f"of {system}": {"seconds": 1}, "shared": {"from": system}}})
+    files.write_text(reference / preset / "claims.csv", CLAIMS.format(value))
+
+
+def test_nothing_recorded(tmp_path):
+    assert recorded.preset_of(tmp_path, "finextract") == "" and recorded.metrics_of(tmp_path, "finextract") is None
+    assert recorded.systems(tmp_path) == {} and recorded.claims(tmp_path) is None and recorded.costs(tmp_path) is None
+    assert recorded.described(tmp_path) == ""
+
+
+def test_the_full_run_of_a_system_comes_first_and_others_fall_back(tmp_path):
+    put(tmp_path, "embedded", "finextract", "dp-ldm")
+    assert recorded.described(tmp_path) == "embedded" and set(recorded.claims(tmp_path).preset) == {"embedded"}
+    put(tmp_path, "full", "dp-ldm", value="0.9")
+    assert recorded.systems(tmp_path) == {"dp-ldm": "full", "finextract": "embedded"}
+    assert recorded.metrics_of(tmp_path, "dp-ldm") == tmp_path / "full/dp-ldm/metrics.csv"
+    table = recorded.claims(tmp_path).set_index("system")
+    assert table.preset.to_dict() == {"dp-ldm": "full", "finextract": "embedded"} and table.value.to_dict() == {"dp-ldm": "0.9", "finextract": "0.1"}
+    assert recorded.described(tmp_path) == "full (dp-ldm); embedded (finextract)"
+
+
+def test_costs_are_of_all_recorded_runs(tmp_path):
+    put(tmp_path, "embedded", "finextract", "dp-ldm")
+    assert recorded.costs(tmp_path) == {"of dp-ldm": {"seconds": 1}, "of finextract": {"seconds": 1}, "shared": {"from": "finextract"}}
