@@ -219,6 +219,28 @@ def test_bases_are_kept_apart(tmp_path):
     assert kept[0] and kept[0] == kept[1]
 
 
+def test_what_shaking_adds_is_told_of_each_base_apart():
+    """Shaking helps on one base and hurts on the other; the pictures, concepts and seeds are the same."""
+    rng, parts = np.random.default_rng(0), []
+    for base, gain in (("b", 1.5), ("c", -1.5)):
+        for concept in CONCEPTS:
+            label, noise = np.arange(60) < 30, rng.normal(0, 1, 60)
+            for defence, less in (("none", 1.0), ("dp-1", 0.0)):
+                told = MODEL | {"base": base, "concept": concept, "defence": defence, "setting": "t=50", "label": label}
+                told |= {"image_id": [f"{concept}-{i}" for i in range(60)]}
+                parts += [pd.DataFrame(told | {"attack": "loss", "score": noise + 1.5 * label})]
+                parts += [pd.DataFrame(told | {"attack": "shaken-loss", "score": noise + (1.5 + gain * less) * label})]
+    table = pd.concat(parts, ignore_index=True)
+    made = {(row["base"], row["defence"]): row for row in defended_scores.rows(table, OPTIONS) if row["metric"] == "amplification"}
+    assert set(made) == {(base, name) for base in "bc" for name in ("none", "dp-1", "dp-1-minus-none")}
+    assert made["b", "none"]["ci_low"] > 0 > made["c", "none"]["ci_high"]
+    for base in "bc":
+        assert made[base, "dp-1"]["value"] == 0, "nothing was gained where nothing was added"
+        assert made[base, "dp-1-minus-none"]["value"] == pytest.approx(-made[base, "none"]["value"])
+        alone = defended_scores.rows(table[table.base == base], OPTIONS)
+        assert [row for row in alone if row["metric"] == "amplification"] == [row for (of, _), row in made.items() if of == base]
+
+
 def test_rankings():
     assert defended_use.mean_tau(np.array([[1, 2, 3], [10, 20, 30]])) == 1 and defended_use.mean_tau(np.array([[1, 2, 3], [3, 2, 1]])) == -1
     assert defended_use.mean_tau(np.array([[1, 2, 3], [10, 20, 30], [3, 2, 1]])) == pytest.approx(-1 / 3)
