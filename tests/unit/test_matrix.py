@@ -11,7 +11,7 @@ from scipy import stats
 
 from tuneleak import budget, config
 from tuneleak.errors import InputError
-from tuneleak.metrics import bits, defences, defended_scores, defended_use, roc
+from tuneleak.metrics import bits, cell_rows, defences, defended_scores, defended_use, roc
 from tuneleak.report import figures_defences, matrix, practice, rows
 from tuneleak.studies.defences import GROUPS, DefenceEvaluateOptions, Missing
 
@@ -148,16 +148,16 @@ def test_an_encoder_trained_anew_is_compared_with_the_plain_one_without_a_defenc
 
 
 def test_rates_need_enough_non_members():
-    maker, rng = defended_scores.Rows("w", OPTIONS), np.random.default_rng(0)
+    maker, rng = cell_rows.Rows("defences", "w", OPTIONS), np.random.default_rng(0)
     key = {"system": "defences", "base": "b", "method": "lora", "attack": "lira", "setting": "", "defence": "none"}
 
     def cells(count):
         labels = np.arange(count) < count // 5
-        return [defended_scores.Cell("b", "0", name, labels, rng.normal(0, 1, count) + 3 * labels, None, None) for name in CONCEPTS]
+        return [cell_rows.Cell("b", "0", name, labels, rng.normal(0, 1, count) + 3 * labels, None, None) for name in CONCEPTS]
 
-    assert defended_scores._low_rates(key, cells(70), maker) == []  # 448 non-members
-    assert [row["metric"] for row in defended_scores._low_rates(key, cells(100), maker)] == ["TPR@1%FPR"]
-    found = {row["metric"]: row["value"] for row in defended_scores._low_rates(key, cells(400), maker)}
+    assert cell_rows.low_rates(key, maker, cells(70), defended_scores.RATES) == []  # 448 non-members
+    assert [row["metric"] for row in cell_rows.low_rates(key, maker, cells(100), defended_scores.RATES)] == ["TPR@1%FPR"]
+    found = {row["metric"]: row["value"] for row in cell_rows.low_rates(key, maker, cells(400), defended_scores.RATES)}
     assert set(found) == {"TPR@1%FPR", "TPR@0.1%FPR"}
     assert found["TPR@1%FPR"] == pytest.approx(stats.norm.sf(stats.norm.isf(0.01) - 3), abs=0.12) and found["TPR@0.1%FPR"] < found["TPR@1%FPR"]
 
@@ -185,8 +185,8 @@ def test_shadows_become_scores_of_every_target(tmp_path):
 
 
 def test_pairs_are_of_the_same_candidates_with_the_same_membership():
-    cell = defended_scores.Cell("b", "0", "p", np.array([1, 1, 1, 0, 0, 0], bool), np.arange(6.0), np.arange(6.0), np.array(list("abcdef")))
-    other = defended_scores.Cell("b", "0", "p", np.array([1, 0, 1, 0, 0], bool), np.arange(5.0) * 10, np.zeros(5), np.array(list("fcbea")[::-1]))
+    cell = cell_rows.Cell("b", "0", "p", np.array([1, 1, 1, 0, 0, 0], bool), np.arange(6.0), np.arange(6.0), np.array(list("abcdef")))
+    other = cell_rows.Cell("b", "0", "p", np.array([1, 0, 1, 0, 0], bool), np.arange(5.0) * 10, np.zeros(5), np.array(list("fcbea")[::-1]))
     (both,) = defended_scores.paired_cells([cell], [other])  # a, e, b, c, f with membership 1, 0, 1, 0, 0: c differs
     assert list(both.dose) == ["a", "b", "e", "f"] and list(both.before) == [0, 20, 10, 40] and list(both.tuned) == [0, 1, 4, 5]
     assert defended_scores.paired_cells([cell], []) == []
@@ -217,6 +217,15 @@ def test_bases_are_kept_apart(tmp_path):
         for table in (alone, pd.concat([alone, worthless], ignore_index=True))
     ]
     assert kept[0] and kept[0] == kept[1]
+
+
+def test_the_reference_of_a_model_is_its_own_base(tmp_path):
+    first = pd.read_csv(scores(tmp_path, np.random.default_rng(0)))
+    second = first.assign(base="c", score=first.score + 100)  # another base, whose models and whose own scores lie elsewhere
+    pd.concat([first, second]).to_csv(tmp_path / "membership.csv", index=False)
+    table = defended_scores.read(membership=[tmp_path / "membership.csv"])
+    found = table[table.attack == "reference-loss"].pivot(index=["concept", "defence", "image_id"], columns="base", values="score")
+    assert len(found) == 2 * 8 * 80 and np.allclose(found.b, found.c)
 
 
 def test_what_shaking_adds_is_told_of_each_base_apart():
@@ -296,9 +305,9 @@ def test_few_people_settle_nothing(measured, tmp_path):
 def test_an_interval_of_a_difference_may_reach_below_nothing():
     """With few people intervals are by DeLong; that of a difference of AUCs must not be cut at 0, which would make every rise look certain."""
     rng, labels = np.random.default_rng(1), np.arange(40) < 10
-    cell = defended_scores.Cell("b", "0", "p", labels, rng.normal(0, 1, 40) + 0.1 * labels, rng.normal(0, 1, 40), None)
+    cell = cell_rows.Cell("b", "0", "p", labels, rng.normal(0, 1, 40) + 0.1 * labels, rng.normal(0, 1, 40), None)
     key = {"system": "defences", "base": "b", "method": "lora", "attack": "loss", "setting": "", "defence": "x-minus-none"}
-    row = defended_scores.Rows("w", OPTIONS).of(key, "AUC", [cell], defended_scores.difference(defended_scores.tuned, defended_scores.before))
+    row = cell_rows.Rows("defences", "w", OPTIONS).of(key, "AUC", [cell], cell_rows.difference(cell_rows.tuned, cell_rows.before))
     assert row["ci_low"] < 0 < row["ci_high"]
 
 

@@ -11,7 +11,7 @@ from tuneleak.attacks.regeneration import align, calibrate, distances, judge, ru
 from tuneleak.data.imageset import ImageSet
 from tuneleak.errors import InputError
 from tuneleak.finetune import loop
-from tuneleak.metrics import regeneration, shake_to_leak
+from tuneleak.metrics import cell_rows, regeneration
 from tuneleak.options import FinetuneOptions, RegenerationOptions, ShakeEvaluateOptions
 
 OPTIONS = RegenerationOptions(count=3, steps=2, clique_size=2, neighbours=4, align_nearest=0)
@@ -121,7 +121,7 @@ def test_every_model_draws_equally_many_and_every_picture_is_judged(judged):
 
 
 def test_the_table_counts_matches_beyond_held_outs_and_beyond_the_base(judged):
-    made = shake_to_leak.Rows("named", ShakeEvaluateOptions(bootstrap=50, distances=[0.5]))
+    made = cell_rows.Rows("shake-to-leak", "named", ShakeEvaluateOptions(bootstrap=50, distances=[0.5]))
     paths = [judged / "judged" / "pictures.csv"], [judged / "judged" / "generations.csv"]
     table = regeneration.table(*paths, [judged / "tiny" / "thresholds.json"], made)
     table = table[table.base == "all"].set_index(["method", "attack", "setting", "metric"]).value
@@ -155,7 +155,7 @@ def test_caption_ranks_become_r_at_one(tmp_path):
     judged = [row | {"image_id": f"i{n}", "pretrained": str(n % 2), "l2": 0.5} for row in (rows[0], rows[4]) for n in range(4)]
     generations.to_csv(tmp_path / "g.csv", index=False)
     pd.DataFrame(judged, columns=run.PICTURE_COLUMNS).to_csv(tmp_path / "p.csv", index=False)
-    table = regeneration.table([tmp_path / "p.csv"], [tmp_path / "g.csv"], [], shake_to_leak.Rows("named", ShakeEvaluateOptions(bootstrap=50)))
+    table = regeneration.table([tmp_path / "p.csv"], [tmp_path / "g.csv"], [], cell_rows.Rows("shake-to-leak", "named", ShakeEvaluateOptions(bootstrap=50)))
     table = table[(table.attack == "clip-rp") & (table.base == "all")].set_index(["method", "metric", "setting"]).value
     assert table["base", "CLIP R@1", "none; interval=images"] == 0.25 and table["lora", "CLIP R@1", "none; interval=images"] == 0.75
     assert table["lora", "CLIP R@1 amplification", "none; interval=images"] == 0.5

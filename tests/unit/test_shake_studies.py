@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tuneleak.metrics import roc, shake_studies, shake_to_leak
+from tuneleak.metrics import cell_rows, roc, shake_studies, shake_to_leak
 from tuneleak.options import ShakeEvaluateOptions
 from tuneleak.report import figures_shake
 from tuneleak.report import rows as report_rows
@@ -62,7 +62,7 @@ def test_a_changed_recipe_stands_beside_the_recipe_and_is_no_control(tmp_path):
 
 
 def test_the_best_of_random_draws_is_luck_until_it_is_judged_on_other_pictures(tmp_path):
-    told, made, numbers = {"method": "gaussian", "defence": "sigma=0.1"}, shake_to_leak.Rows("named", OPTIONS), []
+    told, made, numbers = {"method": "gaussian", "defence": "sigma=0.1"}, cell_rows.Rows("shake-to-leak", "named", OPTIONS), []
     key = {"base": "H1", "method": "gaussian", "attack": "loss", "setting": "t"}
     for seed in range(10):
         table = scores([("gaussian", "sigma=0.1", "0", str(i), 0.0, 1.0) for i in range(8)], domains=2, pictures=30, seed=seed)
@@ -81,7 +81,7 @@ def test_the_best_of_random_draws_is_luck_until_it_is_judged_on_other_pictures(t
 
 def test_both_halves_of_a_domain_hold_half_of_its_members():
     labels = np.arange(21) % 3 == 0
-    cell = shake_to_leak.Cell("H1", "0", "d", labels, np.arange(21.0), np.arange(21.0), np.full(21, ""))
+    cell = cell_rows.Cell("H1", "0", "d", labels, np.arange(21.0), np.arange(21.0), np.full(21, ""))
     first, second = shake_studies.half(cell, 0), shake_studies.half(cell, 1)
     assert sorted([*first.tuned, *second.tuned]) == list(range(21)) and (first.labels.sum(), second.labels.sum()) == (3, 4)
     assert (shake_studies.half(shake_studies.replace(cell, seed="7"), 0).tuned == first.tuned).all()

@@ -8,7 +8,7 @@ import pytest
 
 from tuneleak.attacks.membership.blind import blind_scores
 from tuneleak.errors import InputError
-from tuneleak.metrics import intervals, roc, shake_to_leak
+from tuneleak.metrics import cell_rows, intervals, roc, shake_to_leak
 from tuneleak.options import ShakeEvaluateOptions
 from tuneleak.report import claims, figures_shake
 from tuneleak.report import rows as report_rows
@@ -138,21 +138,21 @@ def test_the_base_as_reference_is_held_against_the_bases_own_best_attack(default
 
 
 def test_an_interval_of_an_auc_ends_where_aucs_end():
-    made, key = shake_to_leak.Rows("named", OPTIONS), {"base": "H1", "method": "lora", "attack": "loss", "setting": "t"}
+    made, key = cell_rows.Rows("shake-to-leak", "named", OPTIONS), {"base": "H1", "method": "lora", "attack": "loss", "setting": "t"}
     labels, score = np.arange(6) % 2 == 0, np.array([3.0, 1.0, 4.0, 2.0, 1.5, 0.0])
-    cells = [shake_to_leak.Cell("H1", "0", "d", labels, score, score, np.full(6, ""))]
-    row = made.of(key, "AUC", cells, shake_to_leak.auc_of(shake_to_leak.tuned))
+    cells = [cell_rows.Cell("H1", "0", "d", labels, score, score, np.full(6, ""))]
+    row = made.of(key, "AUC", cells, cell_rows.auc_of(cell_rows.tuned))
     assert row["value"] == pytest.approx(8 / 9) and row["ci_high"] == 1.0 and row["ci_low"] < row["value"]
 
 
 def test_intervals_cover_and_few_domains_are_said_to_be_few():
-    made, covered = shake_to_leak.Rows("named", OPTIONS), 0
+    made, covered = cell_rows.Rows("shake-to-leak", "named", OPTIONS), 0
     key = {"base": "H1", "method": "lora", "attack": "loss", "setting": "t"}
     for seed in range(40):
         table = scores(domains=3, pictures=25, bases=("H1",), effect=0.0, methods=("lora",), sources=("self",), seed=seed)
         table = table[table.attack == "loss"]
         cells = shake_to_leak.cells_of(table[table.model_id == "m"], table[table.model_id == "base"])
-        row = made.of(key, "amplification", cells, shake_to_leak.difference(shake_to_leak.tuned, shake_to_leak.before))
+        row = made.of(key, "amplification", cells, cell_rows.difference(cell_rows.tuned, cell_rows.before))
         covered += row["ci_low"] <= 0 <= row["ci_high"]
         assert row["setting"].endswith("; interval=images")
     assert covered >= 34, f"{covered} of 40 intervals of 95 % hold the true value"

@@ -3,7 +3,7 @@
 All become one table, a row per (attack, model, candidate): `attack, setting, method, defence, world, base, concept, seed, image_id, label`
 (bool: was in), `score`. Metrics of each attack under each defence, and their paired differences from no defence on the same candidates:
 
-- AUC: mean over concepts (and seeds) of that within a model; intervals as in `tuneleak.metrics.shake_to_leak`
+- AUC: mean over concepts (and seeds) of that within a model; intervals as in `tuneleak.metrics.cell_rows`
 - leaked bits: see `tuneleak.metrics.bits`; scores are standardised within a model, thresholds come from other concepts
 - TPR@1%FPR with at least 500 non-members, TPR@0.1%FPR with at least 1,000, from 8 concepts on
 """
@@ -13,7 +13,7 @@ import pandas as pd
 
 from tuneleak.errors import InputError
 from tuneleak.metrics import bits, intervals, reading, roc, shadow_models
-from tuneleak.metrics.shake_to_leak import Cell, Rows, auc_of, before, difference, standardised, tuned
+from tuneleak.metrics.cell_rows import Cell, Rows, auc_of, before, difference, low_rates, standardised, tuned
 
 SYSTEM, NONE, REFERENCE, SHAKEN = "defences", "none", "reference", "shaken"
 COLUMNS = ["attack", "setting", "method", "defence", "world", "base", "concept", "seed", "image_id", "label", "score"]
@@ -43,7 +43,7 @@ def _membership(paths, prefix):
         return None
     text = [*_MODEL, "attack", "setting", "caption", "image_id", "finetuned"]
     table = reading.joined(paths, "scores.csv", "attack membership", text, ["score"], complete=["score"])
-    same = ["attack", "setting", "caption", "image_id"]
+    same = ["base", "attack", "setting", "caption", "image_id"]
     base = table[table.model_id == "base"].drop_duplicates(same)
     mine = table[table.model_id != "base"].merge(base[[*same, "score"]], on=same, suffixes=("", "_base"), how="left")
     if mine.score_base.isna().any():
@@ -95,13 +95,13 @@ def rows(table, options):
     """Rows of the metrics table for a table of scores; options: `DefenceEvaluateOptions`."""
     made = []
     for key, group in table.groupby(["world", "base", "method", "attack", "setting"], sort=True):
-        told = dict(zip(["world", "base", "method", "attack", "setting"], key, strict=True)) | {"system": SYSTEM}
-        maker = Rows(told["world"], options)
+        told = dict(zip(["world", "base", "method", "attack", "setting"], key, strict=True))
+        maker = Rows(SYSTEM, told["world"], options)
         cells = {name: cells_of(part) for name, part in group.groupby("defence", sort=False)}
         cells = {name: found for name, found in cells.items() if found}
         for name, found in cells.items():
             mine = told | {"defence": name}
-            made += [maker.of(mine, "AUC", found, auc_of(tuned)), *_bits(mine, found, options), *_low_rates(mine, found, maker)]
+            made += [maker.of(mine, "AUC", found, auc_of(tuned)), *_bits(mine, found, options), *low_rates(mine, maker, found, RATES)]
             if name != NONE and NONE in cells:
                 both = paired_cells(found, cells[NONE])
                 if both:
@@ -166,36 +166,14 @@ def numbers(key, metric, interval, seeds=()):
     return {"defence": "", **key, "system": SYSTEM, "setting": key["setting"] + note, "metric": metric, **told}
 
 
-def _low_rates(key, cells, maker):
-    labels = np.concatenate([cell.labels for cell in cells])
-    concepts = sorted({cell.domain for cell in cells})
-    made = []
-    for rate, needed in RATES:
-        if (~labels).sum() < needed or len(concepts) < intervals.MINIMUM_CLUSTERS:
-            continue
-        values = [standardised(cell.tuned) for cell in cells]
-        of_concept = {name: [i for i, cell in enumerate(cells) if cell.domain == name] for name in concepts}
-
-        def rate_of(chosen, rate=rate, values=values, of_concept=of_concept):
-            picked = [i for name in chosen for i in of_concept[name]]
-            scores, known = np.concatenate([values[i] for i in picked]), np.concatenate([cells[i].labels for i in picked])
-            return roc.tpr_at_fpr(scores[known], scores[~known], rate, minimum_nonmembers=1)
-
-        rng = np.random.default_rng(maker.options.seed)
-        drawn = [rate_of(rng.choice(concepts, len(concepts))) for _ in range(maker.options.bootstrap)]
-        low, high = np.quantile(drawn, [0.5 - maker.options.confidence / 2, 0.5 + maker.options.confidence / 2])
-        made.append(maker.row(key, f"TPR@{100 * rate:g}%FPR", (rate_of(concepts), low, high), len(labels)))
-    return made
-
-
 def _amplified(table, options):
     """AUC after the shaking minus that of the released model, of one attack on the same pictures; and what a defence changes about that difference."""
     made = []
     for key, group in table[table.attack.str.startswith(f"{SHAKEN}-")].groupby(["world", "base", "method", "attack", "setting"], sort=True):
-        told = dict(zip(["world", "base", "method", "attack", "setting"], key, strict=True)) | {"system": SYSTEM}
+        told = dict(zip(["world", "base", "method", "attack", "setting"], key, strict=True))
         same = (table[["world", "base", "method", "setting"]] == [told[name] for name in ("world", "base", "method", "setting")]).all(axis=1)
         released = table[same & (table.attack == told["attack"].removeprefix(f"{SHAKEN}-"))]
-        maker, found = Rows(told["world"], options), {}
+        maker, found = Rows(SYSTEM, told["world"], options), {}
         for name, part in group.groupby("defence", sort=False):
             found[name] = paired_cells(cells_of(part), cells_of(released[released.defence == name]))
         for name, cells in found.items():

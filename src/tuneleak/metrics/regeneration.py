@@ -43,7 +43,7 @@ def read(pictures, generations):
 
 
 def metrics_rows(pictures, generations, thresholds, label, made):
-    """Rows of one group of bases under the name `label`. thresholds: base -> JSON of `calibrate-regeneration`, or none; made: `shake_to_leak.Rows`."""
+    """Rows of one group of bases under the name `label`. thresholds: base -> JSON of `calibrate-regeneration`, or none; made: `cell_rows.Rows`."""
     rows = []
     for kind, mine in pictures.groupby(["method", "world"], sort=True):
         method, source = kind

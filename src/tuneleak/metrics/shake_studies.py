@@ -25,7 +25,7 @@ ROUNDING = 1e-9
 
 
 def seeds(key, cells, made):
-    """Rows about the seeds of one perturbation; cells: `shake_to_leak.Cell` of several seeds, domains and bases."""
+    """Rows about the seeds of one perturbation; cells: `cell_rows.Cell` of several seeds, domains and bases."""
     numbers = sorted({cell.seed for cell in cells})
     if len(numbers) < 2:
         return []

@@ -18,19 +18,17 @@ so many steps), or what was done to the weights instead of fine-tuning (`sigma=0
 - members regenerated and the like, CLIP R@1: see `tuneleak.metrics.regeneration`
 - KID, identity similarity, CLIP similarity: of the self-made sets (control=real: one half of the real pictures against the other)
 
-Intervals: over domains (bootstrap) from 8 domains on; below, over pictures (DeLong within each domain; repeated bases and seeds of a domain count as one).
+Intervals: see `tuneleak.metrics.cell_rows`.
 """
-
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from tuneleak import files
 from tuneleak.attacks.membership.blind import linear_scores
 from tuneleak.errors import InputError
 from tuneleak.metrics import intervals, reading, regeneration, roc, shake_studies
+from tuneleak.metrics.cell_rows import Cell, Rows, auc_of, before, difference, low_rates, standardised, tuned
 from tuneleak.metrics.finextract import COLUMNS, DECIMALS
 from tuneleak.options import ShakeEvaluateOptions
 
@@ -59,19 +57,6 @@ _TEXT = [
 _KEY = ["base", "attack", "setting", "caption", "image_concept", "image_id"]
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One domain under one model: labels `(n,)` bool, and scores `(n,)` of the tuned model and of its base, row by row the same pictures."""
-
-    base: str
-    seed: str
-    domain: str
-    labels: np.ndarray
-    tuned: np.ndarray
-    before: np.ndarray
-    dose: np.ndarray
-
-
 def evaluate(scores, world, out, options: ShakeEvaluateOptions, fidelity=None, pictures=(), generations=(), thresholds=(), set_losses=()):
     """Write the table (CSV; see above) of scores.csv files; world: name noted in it; fidelity: table of `tuneleak fidelity`.
 
@@ -81,7 +66,7 @@ def evaluate(scores, world, out, options: ShakeEvaluateOptions, fidelity=None, p
     table = read_scores(scores)
     result = metrics_table(table, world, options, read_losses(set_losses))
     if pictures:
-        result = pd.concat([result, regeneration.table(pictures, generations, thresholds, Rows(world, options))[list(COLUMNS)]], ignore_index=True)
+        result = pd.concat([result, regeneration.table(pictures, generations, thresholds, Rows(SYSTEM, world, options))[list(COLUMNS)]], ignore_index=True)
     if fidelity:
         result = pd.concat([result, fidelity_rows(read_fidelity(fidelity), world, options)], ignore_index=True)
     numbers = ["value", "ci_low", "ci_high"]
@@ -125,7 +110,7 @@ def read_losses(paths):
 
 def metrics_table(table, world, options, losses=None):
     """The metrics table of joined scores; losses: of `read_losses`."""
-    rows, made = [], Rows(world, options)
+    rows, made = [], Rows(SYSTEM, world, options)
     bases = sorted(set(table[table.model_id == "base"].base))
     if not bases:
         raise InputError("no scores of a base are there; `tuneleak attack membership` scores the base in every job")
@@ -135,70 +120,6 @@ def metrics_table(table, world, options, losses=None):
         same = pooled == [base]
         rows += [row | {"base": base} for row in rows] if same else _of_bases(table[table.base == base], base, made, losses)
     return pd.DataFrame(rows, columns=COLUMNS)
-
-
-class Rows:
-    """Makes rows: the world, the options of the intervals, and how a number per cell becomes a row."""
-
-    def __init__(self, world, options):
-        self.world, self.options = world, options
-
-    def of(self, key, metric, cells, statistic, control=""):
-        """A row of the mean of `statistic(cell)` -> (value, variance over pictures) over cells, domains weighing alike."""
-        found = [(cell, *statistic(cell)) for cell in cells]
-        values = pd.DataFrame([(cell.domain, f"{cell.base}/{cell.seed}", value, variance) for cell, value, variance in found])
-        values.columns = ["domain", "model", "value", "variance"]
-        if values.domain.nunique() >= intervals.MINIMUM_CLUSTERS:
-            settings = {"replicates": self.options.bootstrap, "confidence": self.options.confidence, "seed": self.options.seed}
-            interval = intervals.bootstrap(values.value, values.domain, values.model, values.model, **settings)
-            value, low, high, note = interval.value, interval.low, interval.high, ""
-        else:
-            domains = values.groupby("domain").agg(value=("value", "mean"), error=("variance", lambda column: np.sqrt(column).mean()))
-            value, error = domains.value.mean(), np.sqrt(np.square(domains.error).sum()) / len(domains)
-            half = stats.norm.ppf(0.5 + self.options.confidence / 2) * error
-            least = 0.0 if metric.startswith("AUC") and "minus" not in metric + key.get("defence", "") else -1.0  # of a difference: -1
-            low, high, note = max(value - half, least), min(value + half, 1.0), "; interval=images"
-        seeds = sorted({cell.seed for cell in cells if cell.seed})
-        return self.row(key, metric, (value, low, high), sum(len(cell.labels) for cell in cells), control, note, seeds)
-
-    def row(self, key, metric, numbers, n, control="", note="", seeds=()):
-        setting = key["setting"] + (f"; control={control}" if control else "") + note
-        value, low, high = numbers
-        counted = {"value": value, "ci_low": low, "ci_high": high, "n": n, "seeds": ";".join(seeds)}
-        return {"system": SYSTEM, "world": self.world, "defence": "", **key, "setting": setting, "metric": metric, **counted}
-
-
-def auc_of(score):
-    """(AUC, variance) of a cell's scores `score(cell)` within its domain."""
-
-    def statistic(cell):
-        value, covariance = roc.auc_covariance(cell.labels, [score(cell)])
-        return value[0], covariance[0, 0]
-
-    return statistic
-
-
-def difference(first, second):
-    """(AUC difference, variance) of two scores of the same pictures, paired (DeLong et al. 1988)."""
-
-    def statistic(cell):
-        value, covariance = roc.auc_covariance(cell.labels, [first(cell), second(cell)])
-        return value[0] - value[1], covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
-
-    return statistic
-
-
-def tuned(cell):
-    return cell.tuned
-
-
-def before(cell):
-    return cell.before
-
-
-def standardised(values):
-    """Scores with mean 0 and deviation 1 within their domain (label-free), so that domains can share a threshold."""
-    return (values - values.mean()) / (values.std() or 1.0)
 
 
 def cells_of(scored, base_scores):
@@ -222,7 +143,7 @@ def _of_bases(table, label, made, losses=None):
     for (attack, setting, caption), block in base_scores.groupby(["attack", "setting", "caption"], sort=True):
         key = {"base": label, "method": "base", "attack": attack, "setting": _setting(setting, caption)}
         cells = cells_of(block, block)
-        rows += [made.of(key, "AUC", cells, auc_of(tuned)), *_low_rate(key, made, cells, tuned), *_doses(key, made, cells, "AUC", auc_of(tuned))]
+        rows += [made.of(key, "AUC", cells, auc_of(tuned)), *low_rates(key, made, cells, _rates(made)), *_doses(key, made, cells, "AUC", auc_of(tuned))]
     for (setting,), block in table[table.model_id == "none"].groupby(["setting"], sort=True):
         key = {"base": label, "method": "none", "attack": "model-blind", "setting": setting}
         rows.append(made.of(key, "AUC", cells_of(block, block), auc_of(tuned)))
@@ -241,7 +162,7 @@ def _of_bases(table, label, made, losses=None):
             rows += shake_studies.seeds(key, found, made) if method == GAUSSIAN else []
         if control or changed:
             continue
-        rows += [*_low_rate(key, made, found, tuned), *_pooled(key, made, found), *_shift(key, made, found)]
+        rows += [*low_rates(key, made, found, _rates(made)), *_pooled(key, made, found), *_shift(key, made, found)]
         rows += [*_doses(key, made, found, "amplification", difference(tuned, before)), *_per_domain(key, made, found)]
         for (attack_, setting_, caption_, method_, other), against in cells.items():
             if (attack_, setting_, caption_, method_) == (attack, setting, caption, method) and other != SELF and "=" not in other:
@@ -258,28 +179,12 @@ def _of_bases(table, label, made, losses=None):
     return rows + _between_methods(cells, label, made)
 
 
+def _rates(made):
+    return [(made.options.false_positive_rate, roc.MINIMUM_NONMEMBERS)]
+
+
 def _setting(setting, caption):
     return setting if caption == "true" else f"{setting},caption={caption}"
-
-
-def _low_rate(key, made, cells, score):
-    """TPR at a low FPR of standardised scores, all domains together; nothing below 500 non-members."""
-    labels = np.concatenate([cell.labels for cell in cells])
-    if (~labels).sum() < roc.MINIMUM_NONMEMBERS or len({cell.domain for cell in cells}) < intervals.MINIMUM_CLUSTERS:
-        return []
-    values, rate = [standardised(score(cell)) for cell in cells], made.options.false_positive_rate
-    domains = sorted({cell.domain for cell in cells})
-    of_domain = {name: [index for index, cell in enumerate(cells) if cell.domain == name] for name in domains}
-
-    def rate_of(chosen):
-        picked = [index for name in chosen for index in of_domain[name]]
-        joined, known = np.concatenate([values[i] for i in picked]), np.concatenate([cells[i].labels for i in picked])
-        return roc.tpr_at_fpr(joined[known], joined[~known], rate, minimum_nonmembers=1)
-
-    rng = np.random.default_rng(made.options.seed)
-    drawn = [rate_of(rng.choice(domains, len(domains))) for _ in range(made.options.bootstrap)]
-    low, high = np.quantile(drawn, [0.5 - made.options.confidence / 2, 0.5 + made.options.confidence / 2])
-    return [made.row(key, f"TPR@{rate:.0%}FPR", (rate_of(domains), low, high), len(labels))]
 
 
 def _doses(key, made, cells, metric, statistic):
