@@ -19,7 +19,7 @@ from tuneleak.models import batched_lora, weightset
 from tuneleak.models.modelset import ModelSet, image_ids
 from tuneleak.models.pipeline import load_base, load_tuned
 from tuneleak.options import CollectOptions, FinetuneOptions, TransformOptions
-from tuneleak.privacy import gradients, release
+from tuneleak.privacy import gradients, mechanism, release
 from tuneleak.studies.defences import Defence, FinetuneDefendedOptions, PrivateDefence, ShadowOptions, ShakeDefendedOptions
 
 RECIPE = FinetuneOptions(method="lora", images_per_concept=3, steps_per_image=2, batch=2, rank=2, alpha=2, lr=1e-2, target_modules=["to_q", "to_v"])
@@ -148,6 +148,30 @@ def test_shadow_losses_are_those_of_one_model_at_a_time(many_loras, tiny_base, t
             query = Query(pictures, list(found.table.caption), alone, base.encode_text, base.alphas_cumprod)
             expected = (query.losses(100) + query.losses(500)) / 2
     np.testing.assert_allclose(mine.set_index("image_id").loc[list(found.table.image_id)].loss, expected.numpy(), rtol=1e-4)
+
+
+def test_no_two_private_models_share_noise(made, tiny_base, tiny_images, tmp_path, monkeypatch):
+    """Released updates minus each other must not be free of noise: methods, rates and bases seed streams of their own, and a secret seeds others."""
+    seen = []
+    add = mechanism.NoisySum.noised
+
+    def noised(self, sigma, batch, *key):
+        seen.append(key)
+        return add(self, sigma, batch, *key)
+
+    monkeypatch.setattr(mechanism.NoisySum, "noised", noised)
+    attention = RECIPE.model_copy(update={"method": "dreambooth"})
+    for number, (recipe, lr) in enumerate([(RECIPE, 1e-3), (RECIPE, 2e-3), (attention, 1e-3)]):
+        private = {"epsilon": 10, "steps": 2, "multiplicity": 1, "lr": lr}
+        options = FinetuneDefendedOptions(recipe=recipe, defences=[Defence(name="dp-10", private=private)])
+        defended.finetune_defended(tiny_base, tiny_images, "w", "test", tmp_path / str(number), options, stop=1, device="cpu")
+    assert len(seen) == 6 == len(set(seen))
+    options = RECIPE.model_copy(update={"lr": 1e-3})
+    public = mechanism.run_key(options, "H1", "a")
+    assert public == mechanism.run_key(options.model_copy(update={"checkpoint_every": 7}), "H1", "a") != mechanism.run_key(options, "H2", "a")
+    monkeypatch.setenv(mechanism.SECRET, "long and random")
+    secret = mechanism.run_key(options, "H1", "a")
+    assert secret[:3] == public and "random" not in str(secret) and len(secret) == 4
 
 
 def test_the_shaken_are_asked_about_the_owners_pictures(made, tiny_base, tiny_images, tmp_path):

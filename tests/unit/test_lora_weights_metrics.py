@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from tuneleak.errors import InputError
-from tuneleak.metrics import lora_weights
+from tuneleak.metrics import extraction, lora_weights
 from tuneleak.options import EvaluateOptions
 from tuneleak.report import rows
 
@@ -138,3 +138,14 @@ def test_layers_vote_for_the_number_of_pictures_of_their_nearest_model():
     counts = np.array([1, 2, 6])
     asked = np.array([[[0.1], [0.2], [3.9]], [[3.0], [4.1], [0.9]], [[0.9], [0.1], [4.05]]])
     assert dataset_size.vote(known, counts, asked).tolist() == [1, 6, 6]  # of a tie the nearest
+
+
+def test_two_models_of_a_person_tell_no_bits_of_each_other():
+    """The reader says the same of both models of a person, at random and for another person's sake: nothing is leaked."""
+    rng, found = np.random.default_rng(0), []
+    for _ in range(200):
+        people = [f"p{i}" for i in range(8)]
+        said = {name: str(rng.integers(4)) for name in people}
+        rows = [{"concept": name, "seed": seed, "true_hair": str(number % 4), "read_hair": said[name]} for number, name in enumerate(people) for seed in "01"]
+        found.append(extraction.leaked_bits(*lora_weights.bits_labels(pd.DataFrame(rows)), np.ones(16)))
+    assert abs(np.mean(found)) < 0.1

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tuneleak.attacks.weights import baselines, gallery, leak, refine, run, train
+from tuneleak.attacks.weights.strangers import next_person
 from tuneleak.data.imageset import ImageSet
 from tuneleak.defences import transforms
 from tuneleak.errors import InputError
@@ -142,8 +143,29 @@ def test_batched_tokenisers_are_convolutional_networks_with_instance_normalisati
     assert changed[1] > 1e-3 and changed[0] == changed[2] == 0, "each matrix has a tokeniser of its own"
 
 
+def test_the_papers_encoder_starts_where_the_others_do(tiny_base):
+    base, pairs, start = pipeline.load_base(tiny_base), pairs_of(rank=4), torch.randn(16, 32)
+    for compat, expected in (([], start), (["random-start"], None)):
+        options = WeightsTrainOptions(attack="autoencoder", compat=compat)
+        z = encoded(train.build(options, pairs, start, 6, base), pairs, options).z
+        assert torch.equal(z, start.expand(3, -1, -1)) == (expected is not None)
+
+
+@pytest.mark.parametrize(
+    ("concepts", "seeds", "expected"),
+    [
+        ("abc", "000", [1, 2, 0]),
+        ("aabb", "0101", [2, 3, 0, 1]),  # the neighbour in the table is the same person again
+        ("aab", "010", [2, 2, 0]),  # b has no seed 1
+        ("aa", "01", [0, 1]),
+    ],
+)
+def test_a_stranger_is_another_person_of_the_same_seed(concepts, seeds, expected):
+    assert next_person(concepts, seeds).tolist() == expected
+
+
 def test_the_papers_encoder_sees_the_factorisation(tiny_base):
-    base, options = pipeline.load_base(tiny_base), WeightsTrainOptions(attack="autoencoder")
+    base, options = pipeline.load_base(tiny_base), WeightsTrainOptions(attack="autoencoder", compat=["random-start"])
     pairs = pairs_of(rank=4)
     encoder = train.build(options, pairs, torch.zeros(16, 32), 6, base)
     first = encoded(encoder, pairs, options)
@@ -489,7 +511,7 @@ def test_the_selected_picture_is_the_one_nearest_the_named_identity():
 def test_ranks_count_ties_at_their_middle():
     eye = np.eye(4, dtype=np.float32)
     made = gallery.Gallery.__new__(gallery.Gallery)
-    made.features, made.own, made.size = {"B": eye}, np.array([0, 2]), 4
+    made.features, made.own, made.size, made.strangers = {"B": eye}, np.array([0, 2]), 4, [1, 0]
     found = made._against_gallery("B", np.array([[0.9, 0.1, 0, 0], [0.5, 0.5, 0.5, 0.5]], dtype=np.float32))
     assert found["rank"].tolist() == [1.0, 2.5] and found["genuine"].tolist() == pytest.approx([0.9, 0.5]) and found["stranger"].tolist() == [0, 0.5]
     assert gallery.most_frequent(["b", "a", "a", "b"]) == "b"

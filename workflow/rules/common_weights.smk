@@ -31,8 +31,8 @@ def last_weights_person(wildcards):
     return min(first_weights_person(wildcards) + study.lora_weights.shard_people, study.lora_weights.train_people)
 
 
-def collected(**changes):
-    return as_json(study.lora_weights.collect, recipe=study.lora_weights.recipe, **changes)
+def collected(recipe=study.lora_weights.recipe, **changes):
+    return as_json(study.lora_weights.collect, recipe=recipe, **changes)
 
 
 def collect_options(wildcards):
@@ -40,8 +40,10 @@ def collect_options(wildcards):
 
 
 def second_collect_options(wildcards):
-    """Another set of the victims' people: the pictures after those that the victims trained on."""
-    return collected(snapshot_every=0, skip_images=study.lora_weights.recipe.images_per_concept)
+    """Another set of the victims' people: the pictures after those that the victims trained on, and other random numbers, so that both share the person alone."""
+    recipe = study.lora_weights.recipe
+    other = recipe.model_copy(update={"seeds": [1000 + seed for seed in recipe.seeds]})
+    return collected(other, snapshot_every=0, skip_images=recipe.images_per_concept)
 
 
 def size_collect_options(wildcards):

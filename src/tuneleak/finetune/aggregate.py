@@ -118,7 +118,7 @@ def clipped(change, clip):
 
 def _release(base, pictures, labels, world, seed, sigma, rate, options, out, folder):
     privacy, epsilon = options.privacy, private.epsilon_name(options.privacy)
-    name, key = modelset.model_id(world, METHOD, f"eps{epsilon}", f"s{seed}"), (world, METHOD, epsilon, seed)
+    name, key = modelset.model_id(world, METHOD, f"eps{epsilon}", f"s{seed}"), mechanism.run_key(options, base.name, world, seed)
     done = checkpoint.finished(folder, name, out / name)
     if done:
         return done

@@ -23,7 +23,7 @@ from tuneleak.models import attachments, modelset
 from tuneleak.models.modelset import ModelSet
 from tuneleak.models.pipeline import load_base
 from tuneleak.options import FinetuneOptions, VariantsOptions
-from tuneleak.privacy import accounting, gradients, release, state
+from tuneleak.privacy import accounting, gradients, mechanism, release, state
 from tuneleak.privacy.record import of_people, record, released, sample_rate, statement
 
 COLUMNS = [
@@ -103,6 +103,7 @@ def _private(base, job, item, recipe, out):
 def _train(base, row, pictures, private_options, recipe, out, folder):
     options = private_options.options(recipe)
     privacy, seed = options.privacy, row["seed"]
+    key = mechanism.run_key(options, base.name, row["model_id"])
     person = private_options.unit == "person"
     data = (PersonRecords if person else private_data.PrivateRecords)(base, pictures, options)
     sigma = _noise(privacy)
@@ -110,7 +111,7 @@ def _train(base, row, pictures, private_options, recipe, out, folder):
     flat = methods.FlatParameters(parameters)
     sums = gradients.make(private.kind_of_sums(base, network, parameters, options, folder), network, parameters, options.gradient_checkpointing)
     try:
-        trainer = private.Trainer(data, parameters, flat.vector, sums, sigma, (row["concept"], row["defence"], seed), options)
+        trainer = private.Trainer(data, parameters, flat.vector, sums, sigma, key, options)
         state.load(folder, row["model_id"], trainer)
         for step in range(trainer.step_number, privacy.steps):
             trainer.step()
@@ -163,7 +164,7 @@ def _release(base, row, pictures, options, out):
     options = options.model_copy(update={"prompts": {row["concept"]: row["caption"]}, "privacy": privacy, "expected_pictures": count})
     sigma = 0.0 if privacy.noiseless else release.noise_multiplier(privacy.epsilon, privacy.delta)
     captions = aggregate.Captions(base, options.prompts, options.caption_template)
-    key = (row["concept"], row["defence"], row["seed"])
+    key = mechanism.run_key(options, base.name, row["model_id"])
     latents = base.encode_images(as_tensor(pictures.pixels()))
     changes = []
     for chunk in torch.arange(count).split(options.at_once):

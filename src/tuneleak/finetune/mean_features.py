@@ -30,7 +30,7 @@ from tuneleak.errors import InputError
 from tuneleak.finetune import checkpoint, methods, private, private_data
 from tuneleak.models import modelset, perceptual, weights
 from tuneleak.models.generator import Generator
-from tuneleak.privacy import release, state
+from tuneleak.privacy import mechanism, release, state
 from tuneleak.privacy.record import released
 
 METHOD = "dp-mepf"
@@ -57,7 +57,7 @@ def mean_features(base, images, network, world, out, options, device="auto"):
         folder.mkdir(parents=True, exist_ok=True)
         notes = []
         for seed in options.seeds:
-            trained = _Training(total, sigma, features, side, (world, private.epsilon_name(options.privacy), seed), options, device)
+            trained = _Training(total, sigma, features, side, mechanism.run_key(options, METHOD, world, seed), options, device)
             notes.append(_train_one(trained, private_data.largest_concept(pictures), Path(base).resolve().name, world, seed, sigma, options, out, folder))
         log = pd.concat([pd.DataFrame(note["log"], columns=["step", "loss"]).assign(model_id=note["row"]["model_id"]) for note in notes])
         files.write_csv(out / "train.csv", log[["model_id", "step", "loss"]])

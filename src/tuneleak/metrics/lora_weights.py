@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 
 from tuneleak import files
+from tuneleak.attacks.weights.strangers import next_person
 from tuneleak.errors import InputError
 from tuneleak.metrics import extraction, intervals, reading
 from tuneleak.metrics.finextract import COLUMNS, DECIMALS
@@ -108,11 +109,11 @@ def bits_labels(group):
     columns = [f"{kind}_{name}" for name in factors for kind in ("true", "read")]
     if not factors or group[columns].isna().any(axis=None) or (group[columns] == "").any(axis=None) or group.concept.nunique() < 2:
         return None
-    true, read, other = {}, {}, {}
+    true, read, other, strangers = {}, {}, {}, next_person(group.concept, group.seed)
     for name in factors:
         codes = {value: number for number, value in enumerate(sorted({*group[f"true_{name}"], *group[f"read_{name}"]}))}
         true[name], read[name] = (group[f"{kind}_{name}"].map(codes).to_numpy() for kind in ("true", "read"))
-        other[name] = np.roll(read[name], -1)
+        other[name] = read[name][strangers]
     return true, read, other
 
 

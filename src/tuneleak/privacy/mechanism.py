@@ -5,9 +5,24 @@ when a record is added or removed; the update is (S + sigma N(0, I)) / B with th
 drawn. An empty draw is a step like any other.
 """
 
+import hashlib
+import os
+
 import torch
 
-from tuneleak import runtime
+from tuneleak import files, runtime
+
+SECRET = "TUNELEAK_NOISE_SECRET"  # environment variable: a long random text, for releases that are meant
+_MANNER = {"seeds", "physical_batch", "at_once", "gradients", "gradient_checkpointing", "checkpoint_every"}  # knobs that change how, and not what
+
+
+def run_key(options, *names):
+    """What seeds all randomness of one private run: its names, its options and the secret in `SECRET`, which is written nowhere; never the pictures.
+
+    Two runs on the same pictures must not share noise: what one releases minus what the other does would be free of it.
+    """
+    secret = os.environ.get(SECRET, "")
+    return (*names, files.digest(options.model_dump(mode="json", exclude=_MANNER)), *([hashlib.sha256(secret.encode()).hexdigest()] if secret else []))
 
 
 def poisson_batch(records, sample_rate, *key):

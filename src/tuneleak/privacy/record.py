@@ -7,9 +7,9 @@ from tuneleak.privacy import accounting, release
 
 ADJACENCY = "add/remove one record, Poisson sampling"
 NOT_COVERED = (
-    "Not covered: the choice of hyper-parameters on private pictures (in this study they are chosen on a public style), the declared size of the set, "
-    "anything the public base was trained on, how long steps took, and whatever else is published about the same pictures. The noise comes from a seeded "
-    "generator so that runs repeat; for a real release the seed must be drawn at random and kept secret."
+    "Not covered: the choice of hyper-parameters on private pictures (presets choose them on a public style, or on people that nothing is reported of), the "
+    "declared size of the set, anything the public base was trained on, how long steps took, and whatever else is published about the same pictures. The noise "
+    "comes from a seeded generator so that runs repeat; for a real release set TUNELEAK_NOISE_SECRET to a long random text, and keep it secret."
 )
 
 

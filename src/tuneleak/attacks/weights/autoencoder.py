@@ -4,7 +4,8 @@ Every matrix A and B is a one-dimensional signal of r channels, read by convolut
 fine-tuning step and the matrix tokens go through a text transformer without causal mask or positions; two linear heads turn its first L outputs into
 mean and log-variance of z, the conditioning of the victim's own UNet. Its decoder is that UNet; its loss is the denoising loss.
 
-By default it is given what a real adversary has, A and B as released, and z at attack is its mean. `compat` reproduces choices of the public code:
+By default it is given what a real adversary has, A and B as released, and z at attack is its mean. Like the other attacks it starts at the mean encoding of
+the training captions, which a short training would not reach by itself. `compat` reproduces choices of the public code: `random-start` starts z at random,
 `initial-known` reads A - A_0 in place of A (nobody but the victim knows A_0), `sample-at-attack` keeps the noise of z when attacking, `gradient-leak`
 trains while the fine-tunes run and leaves the encoder's gradient in them (`tuneleak.attacks.weights.leak`). As published, the
 transformer is pretrained and frozen; `train_trunk` trains it along.
@@ -64,11 +65,12 @@ def _uniform(shape, inputs):
 
 
 class Encoder(nn.Module):
-    """pairs: training models (shapes). start `(L, d)`: its shape is that of z. options: `WeightsTrainOptions`. Call `set_trunk` before use."""
+    """pairs: training models (shapes). start `(L, d)`: where z starts. options: `WeightsTrainOptions`. Call `set_trunk` before use."""
 
     def __init__(self, pairs, start, embedding_size, options):
         super().__init__()
         self.options, self.shape = options, tuple(start.shape)
+        self.register_buffer("start", torch.zeros_like(start) if "random-start" in options.compat else start.clone())
         self.trunk, self.norm = None, None
         self.names = [f"{name}.{side}" for name in pairs for side in ("A", "B")]
         self.sizes = [(pair[0].shape[1], pair[0].shape[2] if side == "A" else pair[1].shape[1]) for pair in pairs.values() for side in ("A", "B")]
@@ -86,6 +88,9 @@ class Encoder(nn.Module):
         self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.before = nn.LayerNorm(width)
         self.mean, self.log_variance = (nn.Linear(width, self.shape[1]) for _ in range(2))
+        if "random-start" not in self.options.compat:
+            nn.init.zeros_(self.mean.weight)
+            nn.init.zeros_(self.mean.bias)
         if 2 + len(self.sizes) < self.shape[0]:
             self.more = nn.Parameter(torch.randn(self.shape[0] - 2 - len(self.sizes), width) * 0.02)  # fewer matrices than tokens of a caption
 
@@ -111,9 +116,9 @@ class Encoder(nn.Module):
         mean, log_variance = self.mean(hidden), self.log_variance(hidden)
         kl = -0.5 * (1 + log_variance - mean.square() - log_variance.exp()).flatten(1).sum(1)
         if generator is None:
-            return Encoded(mean, kl=kl)
+            return Encoded(self.start + mean, kl=kl)
         noise = torch.randn(mean.shape, generator=generator).to(mean.device)
-        return Encoded(mean + noise * (0.5 * log_variance).exp(), kl=kl)
+        return Encoded(self.start + mean + noise * (0.5 * log_variance).exp(), kl=kl)
 
 
 def sinusoidal(steps, width):

@@ -11,14 +11,18 @@ from tuneleak.finetune.generate import starting_noise
 class Studio:
     """Draws with V victims. weights: their `WeightSet`; lora: the `BatchedLora` in the base's UNet; options: `WeightsRunOptions`.
 
-    Every setting starts from the same noise, keyed by the victim's person and the number of the picture. `calls`: samples sent through a UNet so far.
+    Every setting starts from the same noise, keyed by the victim's person and the number of the picture; other victims' pictures from noise of their own, so
+    that what they have in common with the first ones is not the noise. `calls`: samples sent through a UNet so far.
     """
 
     def __init__(self, base, lora, weights, options):
         self.base, self.lora, self.weights, self.options, self.calls = base, lora, weights, options, 0
-        keys = [("weights-run", options.seed, name, i) for name in weights.table.concept for i in range(options.pictures)]
-        self.noise = starting_noise(base.latent_shape, *keys).view(len(weights), options.pictures, *base.latent_shape)
+        self.noise, self.other_noise = (self._noise(weights.table.concept, kind) for kind in ("weights-run", "weights-run-others"))
         self.null = base.encode_text([""])
+
+    def _noise(self, names, kind):
+        keys = [(kind, self.options.seed, name, i) for name in names for i in range(self.options.pictures)]
+        return starting_noise(self.base.latent_shape, *keys).view(len(names), self.options.pictures, *self.base.latent_shape)
 
     @torch.inference_mode()
     def draw(self, z, weights=None, tuned=True, from_base=False):
@@ -26,14 +30,15 @@ class Studio:
 
         from_base: guidance from the pretrained model's null prediction to the victim's under z, which is FineXtract's without its caption.
         """
-        weights, n = weights or self.weights, self.options.pictures
+        noise, n = self.noise if weights is None else self.other_noise, self.options.pictures
+        weights = weights or self.weights
         at_once, pictures = max(1, self.options.batch // (2 * n)), []
         for first in range(0, len(weights), at_once):
             rows = torch.arange(first, min(first + at_once, len(weights)))
             self.use(weights, rows if tuned else None)
             mine = None if z is None else z[rows.to(z.device)].to(self.base.device)
             guided = self._from_base(mine, weights, rows, n) if from_base else self._guided(mine, len(rows), n)
-            latents = self.base.sample(guided, self.noise[rows].flatten(0, 1), self.options.steps)
+            latents = self.base.sample(guided, noise[rows].flatten(0, 1), self.options.steps)
             if not torch.isfinite(latents).all():
                 raise InputError("sampling diverged (not a number); use a smaller guidance_scale")
             pictures.append(from_tensor(self.base.decode(latents)))

@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 import torch
 
+from tuneleak.attacks.weights.strangers import next_person
 from tuneleak.errors import InputError
 from tuneleak.models.modelset import image_ids
 
@@ -21,7 +22,7 @@ class Gallery:
     """
 
     def __init__(self, table, images, distractors, instruments):
-        self.table, self.instruments = table, instruments
+        self.table, self.instruments, self.strangers = table, instruments, next_person(table.concept, table.seed)
         trained = {image for images_of in table.to_dict("records") for image in image_ids(images_of)}
         people = list(dict.fromkeys(images.table.concept))
         self.own = np.array([people.index(name) if name in people else -1 for name in table.concept])
@@ -61,7 +62,7 @@ class Gallery:
         copies = zip(self._embed("copy", drawn), self.training, strict=True)
         columns["copy_similarity"] = [float((mine @ real.T).max()) if len(real) else np.nan for mine, real in copies]  # published LoRAs do not say
         if again is not None:
-            columns |= _agreement(_mean(features), _mean(self._embed("B", again)))
+            columns |= self._agreement(_mean(features), _mean(self._embed("B", again)))
         columns["n_pictures"] = drawn.shape[1]
         if self.private is not None:
             columns |= self.instruments["photographs"].of(drawn, self.private, list(self.table.caption))
@@ -86,7 +87,7 @@ class Gallery:
         columns = self._against_gallery("A", mine)
         columns["cosine"] = [float((vector @ real.T).mean()) for vector, real in zip(mine, self.references["A"], strict=True)]
         if again is not None:
-            columns |= _agreement(mine, again.cpu().numpy())
+            columns |= self._agreement(mine, again.cpu().numpy())
         return columns, None
 
     def _against_gallery(self, space, vectors):
@@ -98,8 +99,11 @@ class Gallery:
         impostors = np.ones_like(similarity, dtype=bool)
         impostors[rows, self.own] = False
         threshold = float(np.quantile(similarity[impostors], 1 - FAR, method="higher"))
-        stranger = similarity[rows, np.roll(self.own, -1)]
+        stranger = similarity[rows, self.own[self.strangers]]
         return {"rank": ranks + ties / 2, "gallery": self.size, "genuine": genuine, "stranger": stranger, "threshold": threshold}
+
+    def _agreement(self, first, second):
+        return {"agreement": (first * second).sum(1), "stranger_agreement": (first * second[self.strangers]).sum(1)}
 
     def _embed(self, name, drawn):
         return self.instruments[name].embed(drawn.reshape(-1, *drawn.shape[2:])).reshape(*drawn.shape[:2], -1)
@@ -124,7 +128,3 @@ def most_frequent(readings):
 def _mean(features):
     """L2-normalised mean over each victim's pictures: `(V, n, d)` -> `(V, d)`."""
     return torch.nn.functional.normalize(torch.from_numpy(features).mean(1), dim=-1).numpy()
-
-
-def _agreement(first, second):
-    return {"agreement": (first * second).sum(1), "stranger_agreement": (first * np.roll(second, -1, 0)).sum(1)}

@@ -163,7 +163,7 @@ def with_encoder(desk, folder, name):
     encode = _encode(encoder, options, desk)
     own, second = encode(desk.weights), encode(desk.second) if desk.second is not None else None
     shuffled = encode(shuffle_modules(desk.weights, desk.options.seed)) if desk.options.controls else None
-    following = torch.arange(len(desk.weights)).roll(-1)
+    following = torch.from_numpy(desk.gallery.strangers)
     draw, control = desk.studio.draw, desk.options.controls and options.attack != "constant" and options.examples == "all"
     if own.z is not None:
         again = (lambda: draw(second.z, desk.second)) if second is not None else None
