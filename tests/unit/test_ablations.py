@@ -96,7 +96,7 @@ def test_a_sweep_has_every_setting_once(swept):
             ("reference", "w=1,k=0"),
             ("flips", "w=3,k=0"),
             ("generations-1", "w=3,k=0"),
-            ("steps-3", "w=3,k=0"),
+            ("sampler-3", "w=3,k=0"),
             ("threshold-0.9", "w=3,k=0"),
         ],
         4,
@@ -112,13 +112,34 @@ def test_a_sweep_has_every_setting_once(swept):
     assert json.loads((folder / "out" / "matches.csv.meta.json").read_text())["model_calls"] == 2 * (6 * 4 * 3 + 6 * 6)
 
 
+def test_a_name_that_is_used_twice_is_refused(swept, tmp_path):
+    matches = str(swept[0] / "out" / "matches.csv")
+    with pytest.raises(InputError, match="has two scores of"):
+        ablations.evaluate([matches, matches], tmp_path / "metrics.csv", AblationEvaluateOptions(bootstrap=50))
+
+
+def test_figures_show_every_variant_at_the_frozen_guidance(tmp_path):
+    """The grid begins below the frozen weight, where the reference is better: it must not stand there beside variants at the frozen one."""
+    table = made_up({"reference": 1.0, "flips": 4.0, "steps-80": 2.0}, extra=("steps-80",))
+    frozen = table.setting == "w=4,k=0"
+    table = pd.concat(
+        [table[frozen & (table.defence != "flips")], table[table.defence == "flips"].assign(setting="w=4,k=0"), table[~frozen & (table.defence != "flips")]]
+    )
+    found = evaluated(table, tmp_path)
+    shown = figures_ablations._at_frozen(found[(found.control == "") & (found.bound == "")])
+    assert dict(zip(shown.defence, shown.guidance, strict=True)) == dict.fromkeys(["flips", "reference", "steps-80"], "w=4,k=0")
+    variants = {"reference": Variant(name="reference"), "steps-80": Variant(name="steps-80", axis="steps", value=80)}
+    placed = figures_ablations._placed(shown, variants, FinetuneOptions(steps_per_image=40))
+    assert dict(zip(placed.defence, placed.place, strict=True)) == {"reference": 40, "steps-80": 80}
+
+
 def test_a_sweep_evaluates_and_draws(swept, tmp_path):
     folder, _, _ = swept
     options = AblationEvaluateOptions(bootstrap=50, steps={"reference": 1.0})
     matches = [folder / "out" / "matches.csv"]
     ablations.evaluate(matches, tmp_path / "metrics.csv", options, tuning=matches)
     table = rows.read_metrics(tmp_path / "metrics.csv")
-    assert set(table.system) == {"finextract-ablations"} and {"flips-minus-reference", "steps-3-minus-reference"} <= set(table.defence)
+    assert set(table.system) == {"finextract-ablations"} and {"flips-minus-reference", "sampler-3-minus-reference"} <= set(table.defence)
     named = VariantsOptions(variants=[Variant(name="reference"), Variant(name="flips")])
     figures_ablations.figures(tmp_path / "metrics.csv", tmp_path / "drawn", named)
     assert {path.name for path in (tmp_path / "drawn").glob("*.pdf")} == {"ablations.pdf", "defences.pdf"}

@@ -14,6 +14,7 @@ from tuneleak.attacks.membership import clid, loss, pfami, pia, pian, run, secmi
 from tuneleak.attacks.membership.query import Pictures, Query, robust_scale
 from tuneleak.errors import InputError
 from tuneleak.finetune import loop
+from tuneleak.metrics import defended_scores
 from tuneleak.models import pipeline, schedule
 from tuneleak.options import FinetuneOptions, MembershipOptions
 
@@ -240,6 +241,16 @@ def test_a_score_does_not_depend_on_the_job_it_was_computed_in(scored, tiny_base
     both = alone.merge(table[table.caption == "true"].astype({"score": float}), on=["model_id", "world", "attack", "image_id"])
     assert len(both) == 2 * 2 * 18 and np.allclose(both.score_x, both.score_y, rtol=1e-5)
     assert (alone.pretrained == "").all()
+
+
+def test_an_attack_that_learns_runs_on_fine_tuning_members_too(scored, tiny_base, tiny_images, tmp_path):
+    """As in the matrix of defences: members are each model's own pictures, of which the base has none."""
+    options = MembershipOptions(attacks=["sima", "secmi-nns"], secmi_timestep=20, nns_epochs=1)
+    run.infer([tiny_images], tiny_base, tmp_path / "scores.csv", options, [scored[1] / "lora"], device="cpu")
+    table = pd.read_csv(tmp_path / "scores.csv")
+    assert "base" in set(table[table.attack == "sima"].model_id) and "base" not in set(table[table.attack == "secmi-nns"].model_id)
+    found = defended_scores.read(membership=[tmp_path / "scores.csv"])
+    assert set(found.attack) == {"sima", "secmi-nns", "reference-sima"} and np.isfinite(found.score.astype(float)).all()
 
 
 def test_an_interrupted_job_goes_on_and_ends_with_the_same_table(scored, tiny_base, tiny_images, tmp_path, monkeypatch):

@@ -1,10 +1,15 @@
 """What a fine-tune is shown instead of its pictures, and many variants of one recipe as one model set."""
 
+import shutil
+from unittest.mock import Mock
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from tuneleak import files
 from tuneleak.errors import InputError
 from tuneleak.finetune import loop, objective, variants, views
 from tuneleak.models import pipeline, tokenizer
@@ -142,6 +147,25 @@ def test_a_second_call_trains_nothing_again_and_drops_what_is_no_longer_asked(ma
     variants.finetune_variants(out=out, **arguments | {"options": fewer})
     assert list(variants.ModelSet.load(out).table.defence) == ["reference", "few"]
     assert len(list(out.glob("trained-*"))) == 2 and not list(out.glob("*-noise"))
+
+
+@pytest.mark.parametrize("change", ["base", "pictures", "dtype", "code"])
+def test_models_made_under_other_circumstances_are_not_taken(made, tiny_base, tiny_images, tmp_path, monkeypatch, change):
+    out, arguments = made
+    shutil.copytree(out, tmp_path / "out")
+    base, images = (shutil.copytree(folder, tmp_path / name) for folder, name in ((tiny_base, "base"), (tiny_images, "images")))
+    if change == "base":
+        path = next(base.glob("unet/*.safetensors"))
+        save_file({name: tensor + 1e-3 for name, tensor in load_file(path).items()}, path)
+    if change == "pictures":
+        table = pd.read_csv(images / "manifest.csv", dtype=str, keep_default_na=False)
+        table.assign(sha256=table.sha256.str[::-1]).to_csv(images / "manifest.csv", index=False)
+    if change == "code":
+        monkeypatch.setattr(files, "sha256", lambda path, real=files.sha256: real(path) + ("x" if str(path).endswith("loop.py") else ""))
+    monkeypatch.setattr(loop, "finetune", Mock(side_effect=KeyError("trained anew")))
+    arguments = arguments | {"base": base, "images": images} | ({"dtype": "bfloat16"} if change == "dtype" else {})
+    with pytest.raises(KeyError, match="trained anew"):
+        variants.finetune_variants(out=tmp_path / "out", **arguments)
 
 
 def test_a_variant_of_an_unknown_knob_is_refused():

@@ -151,6 +151,13 @@ def test_the_papers_encoder_starts_where_the_others_do(tiny_base):
         assert torch.equal(z, start.expand(3, -1, -1)) == (expected is not None)
 
 
+def test_inner_products_of_many_models_in_parts(monkeypatch):
+    first, second = ((torch.randn(n, 2, 5), torch.randn(n, 4, 2)) for n in (3, 600))
+    dense = torch.einsum("nor,nri,msi,mos->nm", first[1].double(), first[0].double(), second[0].double(), second[1].double())
+    monkeypatch.setattr(lora_algebra, "LARGEST", 1 << 10)
+    assert torch.allclose(lora_algebra.inner_products(first, second), dense) and torch.allclose(lora_algebra.inner_products(second, first), dense.T)
+
+
 @pytest.mark.parametrize(
     ("concepts", "seeds", "expected"),
     [

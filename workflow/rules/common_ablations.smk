@@ -1,5 +1,5 @@
 # Look-ups of the ablations and defences of FineXtract. No rules here.
-from tuneleak.options import VariantsOptions
+from tuneleak.options import FinetuneOptions
 
 ABLATIONS = study.finextract.ablations
 ABLATION_FIGURES = ["ablations", "defences"]
@@ -78,4 +78,4 @@ def ablation_figures():
 
 
 def ablation_figure_options():
-    return as_json(VariantsOptions(variants=ABLATIONS.variants))
+    return as_json(ABLATIONS.drawn(recipe_of(ABLATIONS.world, ABLATIONS.methods[-1]) if ABLATIONS.methods else FinetuneOptions()))

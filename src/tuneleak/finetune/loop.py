@@ -253,11 +253,16 @@ def _check_finite(losses, name):
         raise InputError(f"{name}: the loss is not finite from step {step} on; lower lr")
 
 
+def circumstances(base, device, dtype):
+    """What trained weights depend on beside the options and the pictures; base: pipeline folder."""
+    code = [files.sha256(path) for path in sorted(Path(__file__).parent.glob("*.py"))]
+    networks = [files.sha256(path) for path in sorted(Path(base).glob("*/*.safetensors"))]
+    return {"networks": networks, "code": code, "dtype": str(dtype), "device": runtime.pick_device(str(device)).type, "torch": torch.__version__}
+
+
 def _job_digest(base, jobs, options, dtype, before):
     """Names everything the weights depend on, so that no checkpoint is continued under other circumstances."""
-    code = [files.sha256(path) for path in sorted(Path(__file__).parent.glob("*.py"))]
-    networks = [files.sha256(path) for path in sorted(base.folder.glob("*/*.safetensors"))]
     pictures = [list(images.table.sha256) for _, images in jobs]
     described = {"options": options.model_dump(exclude={"checkpoint_every"}), "jobs": [row for row, _ in jobs], "pictures": pictures}
     described["before"] = [files.sha256(path) for folder, _ in before.values() for path in sorted(folder.rglob("*.safetensors"))]
-    return files.digest(described | {"networks": networks, "code": code, "dtype": dtype, "device": base.device.type, "torch": torch.__version__})
+    return files.digest(described | circumstances(base.folder, base.device, dtype))

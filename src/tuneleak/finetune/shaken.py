@@ -43,9 +43,12 @@ def shake_defended(models, images, base, world, out, options, split="test", star
 
 def _shake(released, name, images, base, world, out, options, split, start, stop, device, dtype):
     """Manifest rows of one defence's tuned models. A seed of the release draws a set of its own."""
-    rows = []
+    rows, made = [], loop.circumstances(base, device, dtype) | {"options": options.model_dump(mode="json", exclude={"defences"})}
+    made |= {"world": world, "split": split, "start": start, "stop": stop, "captions": list(ImageSet.load(images).table.caption)}
     for seed in options.recipe.seeds:
-        mine, place = released.where(seed=str(seed)), out / name / f"s{seed}"
+        mine = released.where(seed=str(seed))
+        weights = [files.sha256(path) for row in mine.rows() for path in sorted(mine.path(row).rglob("*.safetensors"))]
+        place = out / name / f"s{seed}-{files.digest(made | {'released': weights})}"  # a finished set of this name was made under these circumstances
         if not (place / "tuned" / "manifest.csv").is_file():
             copied = _copy(mine, place / "released")
             drawn = options.synthesize.model_copy(update={"seed": options.synthesize.seed + seed})
@@ -57,8 +60,12 @@ def _shake(released, name, images, base, world, out, options, split, start, stop
         for row in ModelSet.load(place / "tuned").rows():
             owner = owners[row["concept"]]
             same = {key: owner[key] for key in ("method", "defence", "seed", "images", "n_images")}
-            changed = {"model_id": modelset.model_id(owner["model_id"], "shaken"), "file": f"{name}/s{seed}/tuned/{row['file']}"}
+            changed = {"model_id": modelset.model_id(owner["model_id"], "shaken"), "file": f"{name}/{place.name}/tuned/{row['file']}"}
             rows.append(row | same | changed)
+    kept = {Path(row["file"]).parts[1] for row in rows}
+    for left in (out / name).glob("*"):
+        if left.is_dir() and left.name not in kept:
+            shutil.rmtree(left)  # made under other circumstances
     return rows
 
 

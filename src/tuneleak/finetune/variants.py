@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 from tuneleak import files, runtime
+from tuneleak.data.imageset import ImageSet
 from tuneleak.defences import transforms
 from tuneleak.errors import InputError
 from tuneleak.finetune import loop
@@ -25,12 +26,16 @@ def finetune_variants(base, images, world, split, out, options, start=0, stop=No
     out, recipes = modelset.folder_of(out), {variant.name: changed(options.recipe, variant.change) for variant in options.variants}
     with runtime.output_lock(out):
         (out / "manifest.csv").unlink(missing_ok=True)
-        rows, trained = [], {}
+        rows, trained, where = [], {}, {"world": world, "split": split, "start": start, "stop": stop, "pictures": list(ImageSet.load(images).table.sha256)}
+        where |= loop.circumstances(base, device, dtype)
         for variant in runtime.progress(options.variants, "variants"):
             recipe = recipes[variant.name]
-            key = files.digest(recipe.model_dump(mode="json"))
+            key = files.digest({"recipe": recipe.model_dump(mode="json"), **where})  # a finished set of this name was made under these circumstances
             if key not in trained:
-                trained[key] = _trained(base, images, world, split, out / f"trained-{key}", recipe, start, stop, device, dtype)
+                folder = out / f"trained-{key}"
+                if not (folder / "manifest.csv").is_file():
+                    loop.finetune(base, images, world, split, folder, recipe, start, stop, device, dtype)
+                trained[key] = ModelSet.load(folder)
             for row in trained[key].rows():
                 name = modelset.model_id(row["model_id"], variant.name)
                 place = f"trained-{key}/{row['file']}"
@@ -52,17 +57,6 @@ def changed(recipe, change):
     if unknown:
         raise InputError(f"a variant changes {unknown[0]!r}, which is no knob of fine-tuning")
     return FinetuneOptions.model_validate(recipe.model_dump() | change)
-
-
-def _trained(base, images, world, split, folder, recipe, start, stop, device, dtype):
-    facts = {"split": split, "start": start, "stop": stop, "base": str(base), "images": str(images)}
-    meta = Path(f"{folder / 'manifest.csv'}.meta.json")
-    if (folder / "manifest.csv").is_file() and meta.is_file():
-        noted = files.read_json(meta)
-        if noted["options"] == recipe.model_dump(mode="json") and all(noted[name] == value for name, value in facts.items()):
-            return ModelSet.load(folder)
-    loop.finetune(base, images, world, split, folder, recipe, start, stop, device, dtype)
-    return ModelSet.load(folder)
 
 
 def _transform(base, model, folder, options, key):

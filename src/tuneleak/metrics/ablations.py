@@ -46,8 +46,13 @@ def evaluate(matches, out, options: AblationEvaluateOptions, tuning=(), utility=
 
 
 def read(paths):
-    """Sweep tables under one another."""
-    return reading.joined(paths, "matches.csv", "attack sweep", [*GROUP, *PAIR], [*NUMBERS, *CRITERIA], complete=["extracted"])
+    """Sweep tables under one another; `InputError` for a picture with two scores in one variant and setting."""
+    table = reading.joined(paths, "matches.csv", "attack sweep", [*GROUP, *PAIR], [*NUMBERS, *CRITERIA], complete=["extracted"])
+    twice = table[table.duplicated([*GROUP, *PAIR])]
+    if len(twice):
+        row = twice.iloc[0]
+        raise InputError(f"variant {row.defence!r} has two scores of {row.image_id!r} at {row.setting}; was a shard given twice, or a name used twice?")
+    return table
 
 
 def _plain(table, options):

@@ -46,11 +46,13 @@ def _membership(paths, prefix):
     same = ["base", "attack", "setting", "caption", "image_id"]
     base = table[table.model_id == "base"].drop_duplicates(same)
     mine = table[table.model_id != "base"].merge(base[[*same, "score"]], on=same, suffixes=("", "_base"), how="left")
-    if mine.score_base.isna().any():
+    referred = mine[mine.attack.isin(set(base.attack))]  # an attack that learns has no score of the base
+    if referred.score_base.isna().any():
         raise InputError("a picture has no score of the base; `tuneleak attack membership` scores it in every job")
     mine = mine.assign(label=mine.finetuned == "1", setting=mine.setting.where(mine.caption == "true", mine.setting + ",caption=" + mine.caption))
-    own = mine.assign(attack=prefix + mine.attack)
-    return pd.concat([own, mine.assign(attack=prefix + f"{REFERENCE}-" + mine.attack, score=mine.score - mine.score_base)], ignore_index=True)
+    own, referred = mine.assign(attack=prefix + mine.attack), mine[mine.attack.isin(set(base.attack))]
+    reference = referred.assign(attack=prefix + f"{REFERENCE}-" + referred.attack, score=referred.score - referred.score_base)
+    return pd.concat([own, reference], ignore_index=True)
 
 
 def _people(paths):

@@ -219,7 +219,7 @@ def _read_file(path, networks):
             groups.setdefault(part, {}).setdefault(module, {})[kind] = key
         for part, modules in groups.items():
             shapes = {module: {kind: tuple(handle.get_slice(key).get_shape()) for kind, key in names.items()} for module, names in modules.items()}
-            alphas = {module: float(handle.get_tensor(names["alpha"])) for module, names in modules.items() if "alpha" in names}
+            alphas = {module: _alpha(path, module, handle.get_tensor(names["alpha"])) for module, names in modules.items() if "alpha" in names}
             own = {key.removeprefix(f"{part}."): value for key, value in settings.items() if key.startswith(f"{part}.")}
             kind, chosen = _settings_of(path, part, networks[part], shapes, alphas, own)
             tensors = {}
@@ -227,11 +227,24 @@ def _read_file(path, networks):
                 for field_name, key in names.items():
                     if field_name != "alpha":
                         value = weights.finite(path, key, handle.get_tensor(key)).float()
-                        tensors[f"{module}.{field_name}"] = value.flatten() if field_name == "lora_magnitude_vector" else value
+                        tensors[f"{module}.{field_name}"] = _magnitude(path, module, value) if field_name == "lora_magnitude_vector" else value
             adapters[part] = Adapter(kind, chosen, tensors)
     if not adapters:
         raise InputError(f"{path} holds no adapter")
     return adapters
+
+
+def _alpha(path, module, value):
+    if value.numel() != 1:
+        raise InputError(f"{path}: alpha of {module} is not one number but has the shape {tuple(value.shape)}")
+    return float(value)
+
+
+def _magnitude(path, module, value):
+    """DoRA's magnitudes `(out,)`, one for each output as peft has them."""
+    if value.numel() != max(value.shape[:1], default=0):
+        raise InputError(f"{path}: the magnitudes of {module} have the shape {tuple(value.shape)}; only one for each output, as peft writes them, is supported")
+    return value.flatten()
 
 
 def _settings_of(path, part, network, shapes, alphas, header):
@@ -242,7 +255,7 @@ def _settings_of(path, part, network, shapes, alphas, header):
         for module, names in shapes.items():
             if not {"lora_A.weight", "lora_B.weight"} <= set(names):
                 raise InputError(f"{path}: the LoRA of {part}.{module} has only one of its two matrices")
-        ranks = {module: names["lora_A.weight"][0] for module, names in shapes.items()}
+        ranks = {module: (names["lora_A.weight"] or (0,))[0] for module, names in shapes.items()}
         dora = [module for module, names in shapes.items() if "lora_magnitude_vector" in names]
         if (dora and len(dora) != len(shapes)) or header.get("use_dora", bool(dora)) != bool(dora):
             raise InputError(f"{path}: use_dora of the header, and the magnitudes there are for {part}, do not agree")
@@ -311,14 +324,19 @@ def _read_peft(folder, part, networks):
     with weights.opened(path) as handle:
         _check_size(path, networks)
         places = adapter_names.Places({part: networks[part]})
-        named = {}
+        named, modules = {}, set()
         for key in handle.keys():  # noqa: SIM118
             _, module, field_name = places.find(key, path)
             named[f"{module}.{field_name}"] = key
+            modules.add(module)
         tensors = {name: weights.finite(path, key, handle.get_tensor(key)).float() for name, key in named.items()}
     if not tensors:
         raise InputError(f"{path} holds no adapter")
-    longest = max(side for value in tensors.values() for side in value.shape)
+    for key in ("rank_pattern", "alpha_pattern"):
+        for name in config.get(key) or {}:
+            if not any(module == name or module.endswith(f".{name}") for module in modules):
+                raise InputError(f"{folder / CONFIG_FILE}: {key} names {name!r}, which is no layer of the adapter; regular expressions are not supported")
+    longest = max((side for value in tensors.values() for side in value.shape), default=0)
     limits = [settings.get("r", 0), settings.get("oft_block_size", 0), *settings.get("rank_pattern", {}).values()]
     if any(isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= max(longest, MAX_RANK) for value in limits):
         raise InputError(f"{folder / CONFIG_FILE}: r, oft_block_size and rank_pattern must be whole numbers that fit the tensors, not {limits}")

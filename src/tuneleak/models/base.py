@@ -134,8 +134,8 @@ class Base:
         return network(x, t, encoder_hidden_states=context, return_dict=False)[0]
 
     def output(self, x, t, context):
-        """`call` of the base's own denoiser, with whatever sits in it: what is differentiated when something is trained."""
-        return self.call(self.unet, x, t, context)
+        """`call` of the base's own denoiser, with whatever sits in it: what is differentiated when something is trained. In the denoiser's precision."""
+        return self.call(self.unet, x.to(self.unet.dtype), t, context.to(self.unet.dtype))
 
     @torch.inference_mode()
     def noise_pred(self, x_t, t, context):

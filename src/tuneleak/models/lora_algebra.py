@@ -7,6 +7,8 @@ values may be rotated among themselves. Sums over i of g(s_i) u_i v_i^T, with g 
 
 import torch
 
+LARGEST = 1 << 28  # numbers of an intermediate result of `inner_products`
+
 
 def canonical(pair):
     """Thin SVD of B A for (A `(N, r, in)`, B `(N, out, r)`): u `(N, out, r)`, s `(N, r)` falling, v `(N, in, r)`, float64.
@@ -32,9 +34,12 @@ def inner_products(first, second):
     """
     (a1, b1), (a2, b2) = ([matrix.double() for matrix in pair] for pair in (first, second))
     n1, r1, n2, r2 = len(a1), a1.shape[1], len(a2), a2.shape[1]
-    left = torch.einsum("nok,mol->nkml", b1, b2) if n1 * n2 * r1 * r2 < 1 << 28 else None
+    left = torch.einsum("nok,mol->nkml", b1, b2) if n1 * n2 * r1 * r2 < LARGEST or n1 == n2 == 1 else None
     if left is None:  # in parts, so that thousands of models fit
-        return torch.cat([inner_products((a1[i : i + 64], b1[i : i + 64]), second) for i in range(0, n1, 64)])
+        if n1 == 1:
+            return inner_products(second, first).T
+        size = min(64, -(-n1 // 2))
+        return torch.cat([inner_products((a1[i : i + size], b1[i : i + size]), second) for i in range(0, n1, size)])
     return (left * torch.einsum("nki,mli->nkml", a1, a2)).sum((1, 3))
 
 

@@ -65,7 +65,8 @@ def _of_header(found, header):
         for tag, count in folder.items() if isinstance(folder, dict) else ():
             tags[tag.strip()] = tags.get(tag.strip(), 0) + (count if isinstance(count, int) else 0)
     shown = number("ss_num_train_images")  # kohya counts a picture once per repeat
-    single = sum(value.get("img_count", 0) for value in _json(header.get("ss_dataset_dirs")).values() if isinstance(value, dict))
+    counts = [value.get("img_count") for value in _json(header.get("ss_dataset_dirs")).values() if isinstance(value, dict)]
+    single = sum(count for count in counts if isinstance(count, int) and not isinstance(count, bool) and 0 < count < 10**9)
     base = header.get("ss_sd_model_name") or header.get("base_model") or header.get("modelspec.architecture") or ""
     return replace(
         found,

@@ -17,7 +17,7 @@ _AXES = {
     "threshold": "clustering threshold",
     "sampler": "sampler steps",
 }
-_ATTACK_SIDE = {"generations-": "generations", "threshold-": "threshold", "steps-": "sampler"}  # variants that the sweep makes of the reference
+_ATTACK_SIDE = {"generations-": "generations", "threshold-": "threshold", "sampler-": "sampler"}  # variants that the sweep makes of the reference
 _UTILITY = ("similarity", "caption accuracy", "KID")
 _MARKERS = "os^DvPX"
 
@@ -30,15 +30,23 @@ def figures(metrics, out, options):
     out = Path(out)
     table = rows.read_metrics(metrics)
     table = table[(table.system == SYSTEM) & (table.control == "") & (table.bound == "")]
-    ablations(table, {item.name: item for item in options.variants}, out)
+    ablations(table, {item.name: item for item in options.variants}, options.recipe, out)
     defences(table, {item.name for item in options.variants if not item.axis}, out)
     files.write_meta(out / "figures", None, inputs={"metrics": str(metrics)})
 
 
-def ablations(table, variants, out):
+def _at_frozen(table):
+    """The rows of AS at the guidance that was frozen before the ablations, which is that of the differences from the reference; the rest is the grid's."""
+    found = table[(table.metric == "AS") & (table.attack == "finextract")]
+    frozen = found[found.defence.str.endswith(f"-minus-{REFERENCE}")].drop_duplicates("method").set_index("method").guidance
+    found = found[~found.defence.str.contains("-minus-")]
+    return found[found.guidance == found.method.map(frozen).fillna(found.guidance)]
+
+
+def ablations(table, variants, recipe, out):
     """AS against the guidance weight, the best weight against training length, and AS along each axis; a line per fine-tuning method."""
     plain = table[~table.defence.str.contains("-minus-") & (table.attack == "finextract")]
-    placed = _placed(plain[plain.metric == "AS"], variants)
+    placed = _placed(_at_frozen(table), variants, recipe)
     axes = ["w", "best w", *(name for name in _AXES if name in set(placed.axis))] if len(plain) else []
     with style.figure(style.TEXT_WIDTH, 1.75 * max(1, -(-len(axes) // 3))) as figure:
         grid = figure.subplots(max(1, -(-len(axes) // 3)), 3, squeeze=False).ravel()
@@ -76,11 +84,15 @@ def _panel(panel, axis, plain, placed):
         panel.minorticks_off()
 
 
-def _placed(table, variants):
-    """The rows of one setting per variant that lie on an axis, with columns `axis` and `place`; the reference lies on each axis of training."""
+def _placed(table, variants, recipe):
+    """The rows (of `_at_frozen`) that lie on an axis, with columns `axis` and `place`; the reference, trained by `recipe`, lies on each axis of training."""
     first = table.drop_duplicates(["method", "defence"])
+    at = {"steps": recipe.steps_per_image, "pictures-total": recipe.images_per_concept, "pictures-each": recipe.images_per_concept, "rank": recipe.rank}
     found = []
     for row in first.to_dict("records"):
+        if row["defence"] == REFERENCE:
+            used = {variant.axis for variant in variants.values() if row["method"] in (variant.methods or [row["method"]])}
+            found += [row | {"axis": axis, "place": place} for axis, place in at.items() if axis in used]
         variant = variants.get(row["defence"])
         prefix = next((prefix for prefix in _ATTACK_SIDE if row["defence"].startswith(prefix) and not variant), None)
         if variant and variant.axis in _AXES:
@@ -94,7 +106,7 @@ def _placed(table, variants):
 def defences(table, named, out):
     """Extraction against utility, a point per defence and a panel per measure of utility; arrows would lead right and down from the reference."""
     plain = table[~table.defence.str.contains("-minus-") & table.defence.isin(named)]
-    scores = plain[(plain.metric == "AS") & (plain.attack == "finextract")].drop_duplicates(["method", "defence"])
+    scores = _at_frozen(table[table.defence.isin(named) | table.defence.str.endswith(f"-minus-{REFERENCE}")]).drop_duplicates(["method", "defence"])
     shown = [metric for metric in _UTILITY if (plain.metric == metric).any()] if len(scores) else []
     with style.figure(style.TEXT_WIDTH, 2.6) as figure:
         panels = figure.subplots(1, max(1, len(shown)), squeeze=False)[0]

@@ -10,7 +10,6 @@ from pathlib import Path
 from tuneleak import budget, files
 from tuneleak.errors import InputError
 from tuneleak.metrics import join
-from tuneleak.options import VariantsOptions
 from tuneleak.report import claims, paper, record, style, tables
 
 PICTURES = ("pictures", "weights-reconstructions", "dp_samples", "shake_pairs")  # figures that show pictures
@@ -70,7 +69,9 @@ def draw_all(preset, root, metrics, systems, out):
     if "finextract-ablations" in systems:
         overlay = root / f"workflow/presets/{preset}.yaml"
         study = budget.load(root / "config.yaml", overlay if overlay.is_file() else None)
-        figures_ablations.figures(metrics, folder, VariantsOptions(variants=study.finextract.ablations.variants))
+        ablations = study.finextract.ablations
+        recipe = next(item.options for item in study.finetune if (item.world, item.options.method) == (ablations.world, ablations.methods[-1]))
+        figures_ablations.figures(metrics, folder, ablations.drawn(recipe))
     if "finextract-attacker" in systems:
         clusters = scores("clusters")
         figures_attacker.figures(metrics, folder, [clusters] if clusters else [])

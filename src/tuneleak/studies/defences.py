@@ -46,7 +46,8 @@ class PrivateDefence(Options):
     steps: Positive = Field(40, description="noisy steps")
     clip: Rate = Field(1e-3, description="norm C to which a gradient is clipped")
     multiplicity: Positive = Field(8, description="timesteps and noises averaged per picture before the clip (K)")
-    lr: Rate = Field(3e-3, description="learning rate of AdamW on normalised gradients")
+    lr: Rate = Field(2e-2, description="learning rate of AdamW on normalised gradients of a LoRA")
+    attention_lr: Rate = Field(3e-3, description="the same of attention")
     gradients: Literal["auto", "ghost", "hooks"] = Field("hooks", description="how clipped sums are computed; hooks are faster for adapters")
     physical_batch: Positive = Field(64, description="rows in memory at once")
 
@@ -56,14 +57,14 @@ class PrivateDefence(Options):
 
     def options(self, recipe):
         """`PrivateFinetuneOptions` of this defence for a recipe: its adapter or attention, its number of pictures made public."""
-        person, count = self.unit == "person", self.count(recipe)
+        person, count, lora = self.unit == "person", self.count(recipe), recipe.method == "lora"
         privacy = PrivacyOptions(
             epsilon=self.epsilon, noiseless=self.noiseless, delta=self.delta, public_size=1 if person else count,
             expected_batch=1 if person else min(self.expected_batch or count, count), steps=self.steps, clip=self.clip,
             multiplicity=self.multiplicity * (count if person else 1), unit="image",
         )  # fmt: skip
         return PrivateFinetuneOptions(
-            trainable="lora" if recipe.method == "lora" else "attention", conditioning="frozen", privacy=privacy, seeds=recipe.seeds, lr=self.lr,
+            trainable="lora" if lora else "attention", conditioning="frozen", privacy=privacy, seeds=recipe.seeds, lr=self.lr if lora else self.attention_lr,
             weight_decay=0, rank=recipe.rank, alpha=recipe.alpha, target_modules=recipe.target_modules, gradients=self.gradients,
             gradient_checkpointing=recipe.gradient_checkpointing, physical_batch=self.physical_batch,
         )  # fmt: skip

@@ -71,8 +71,14 @@ class Ablations(Options):
         """{variant: steps per picture} of the axis `steps`; `reference`: those of the reference."""
         return {"reference": float(reference)} | {item.name: item.value for item in self.variants if item.axis == "steps"}
 
+    def drawn(self, recipe):
+        """What figures need: the variants and their axes, and where the reference, trained by `recipe`, lies on these."""
+        return VariantsOptions(recipe=recipe, variants=self.variants)
+
     def evaluate(self, options, recipes):
-        """The options of `evaluate ablations`; recipes: of its methods."""
+        """The options of `evaluate ablations`; recipes: of its methods, which must be equally long, for a variant's name says how long it was."""
+        if len({recipe.steps_per_image for recipe in recipes}) > 1:
+            raise ValueError(f"finextract.ablations: the recipes of {', '.join(self.methods)} in world {self.world!r} need one steps_per_image")
         steps = {name: value for recipe in recipes for name, value in self.steps(recipe.steps_per_image).items()}
         return AblationEvaluateOptions(**options.model_dump(), steps=steps)
 

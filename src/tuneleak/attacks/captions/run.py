@@ -49,7 +49,8 @@ def recover_captions(models, base, out, options, trainings=(), device="auto"):
         corpus = public_corpus(loaded.tokenizer, options.corpus, length - 2, options.seed)
         common = common_directions(torch.stack([encoder.caption(encoder.ids(text)) for text in corpus]), options.common)
         jobs = [(modelset, label, row) for modelset, label in zip(sets, labels, strict=True) for row in modelset.rows()]
-        partial = out.with_name(f".{out.name}.partial-{files.digest([options.model_dump(mode='json'), _stamps(sets, loaded), labels])}")
+        stamps = files.stamps([*(item.folder for item in sets), loaded.folder])
+        partial = out.with_name(f".{out.name}.partial-{files.digest([options.model_dump(mode='json'), stamps, labels])}")
         found = []
         for number, (modelset, label, row) in enumerate(runtime.progress(jobs, "captions from weights")):
             path = partial / f"{number:05d}.json"
@@ -59,12 +60,6 @@ def recover_captions(models, base, out, options, trainings=(), device="auto"):
         files.write_csv(out, with_control(pd.DataFrame(found))[COLUMNS])
         files.write_meta(out, options, models=[*map(str, models)], base=str(base), trainings=labels, device=str(device))
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _stamps(sets, base):
-    """Sizes and times of the weights: a false change only repeats work."""
-    found = [path for models in sets for path in sorted(models.folder.glob("*/**/*.safetensors"))] + sorted(base.folder.glob("*/*.safetensors"))
-    return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in found]
 
 
 def _recover(base, modelset, row, encoder, common, options):

@@ -69,7 +69,7 @@ def _unmatched(models, base, copy_cluster, out, options, device, dtype):
 
     with runtime.output_lock(out / "clusters.csv"):
         modelset, attack = ModelSet.load(models), importlib.import_module(f"tuneleak.attacks.extraction.{options.attack.replace('-', '_')}")
-        attack_unmatched(load_base(base, device, dtype), modelset, load_embedder(copy_cluster, device), attack, _settings(attack, options), out, options)
+        attack_unmatched(load_base(base, device, dtype), modelset, load_embedder(copy_cluster, device), attack, settings_of(attack, options), out, options)
         files.write_meta(out / "clusters.csv", options, models=str(modelset.folder), base=str(base))
 
 
@@ -80,14 +80,14 @@ def _matched(models, images, base, instruments, out, options, device, dtype, cap
         instruments = Instruments(*(load_embedder(folder, device) if folder else None for folder in (copy_cluster, copy_score, factors)))
         loaded = load_base(base, device, dtype)
         inputs = [modelset.folder / "manifest.csv", pictures.folder / "manifest.csv", loaded.folder, copy_cluster, copy_score, factors, captions]
-        run = files.digest([options.model_dump(mode="json"), str(dtype), [_stamp(path) for path in inputs if path]])
+        run = files.digest([options.model_dump(mode="json"), str(dtype), files.stamps(path for path in inputs if path)])
         attack_models(loaded, modelset, pictures, instruments, out, options, run, _recovered(captions))
 
 
 def attack_models(base, modelset, pictures, instruments, out, options, run="run", recovered=None):
     """`extract` with everything loaded. run: a name that changes with the inputs; only unfinished work of the same name is continued."""
     attack = importlib.import_module(f"tuneleak.attacks.extraction.{options.attack.replace('-', '_')}")
-    settings, rows = _settings(attack, options), modelset.rows()
+    settings, rows = settings_of(attack, options), modelset.rows()
     _check(rows, pictures, instruments)
     partial = _prepare(out, f".partial-{run}")
     shard = Shard(base, attack, settings, modelset, pictures, instruments, out, options, recovered)
@@ -115,7 +115,7 @@ def _recovered(path):
     return dict(zip(table.model_id, table.recovered, strict=True))
 
 
-def _settings(attack, options):
+def settings_of(attack, options):
     """Settings by name, in order; two points of the grid that an attack cannot tell apart are run once."""
     for guidance in options.guidance:
         if guidance.k and "k=" not in attack.setting(guidance):
@@ -152,10 +152,3 @@ def _prepare(out, name):
 def _gather(partial, rows, name):
     tables = [pd.read_csv(partial / f"{row['model_id']}.{name}.csv", dtype=str, keep_default_na=False) for row in rows]
     return pd.concat(tables, ignore_index=True)
-
-
-def _stamp(path):
-    """Names, sizes and times of a file, or of all files below a folder: cheaper than reading gigabytes, and a false change only repeats work."""
-    path = Path(path)
-    found = sorted(path.rglob("*")) if path.is_dir() else [path]
-    return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in found if file.is_file()]

@@ -3,7 +3,7 @@
 `matches.csv` has the columns of `attack extraction` (no picture is kept: `match_file` is empty) and `noise_norm, agreement` (see `criteria.py`; NaN for rows
 from part of the generations). The guidance settings are run on every model. On models of the variant `reference` the first of them is also clustered from
 fewer generations and at other thresholds, and sampled in other numbers of steps; the column `defence` of these rows says `generations-<k>`, `threshold-<t>`
-or `steps-<n>`, as if it were a variant of training.
+or `sampler-<n>`, as if it were a variant of training.
 """
 
 import importlib
@@ -17,6 +17,7 @@ from tuneleak.attacks.extraction.clustering import cluster, similarity
 from tuneleak.attacks.extraction.criteria import NoiseNorm, agreement
 from tuneleak.attacks.extraction.generate import generate, starting_noise
 from tuneleak.attacks.extraction.pair import ModelPair
+from tuneleak.attacks.extraction.run import settings_of
 from tuneleak.attacks.extraction.scoring import match
 from tuneleak.data.imageset import ImageSet
 from tuneleak.errors import InputError
@@ -38,7 +39,8 @@ def sweep(models, images, base, copy_cluster, copy_score, out, options, device="
         modelset, pictures = ModelSet.load(models), ImageSet.load(images)
         attack = importlib.import_module(f"tuneleak.attacks.extraction.{options.attack.replace('-', '_')}")
         loaded, embedders = load_base(base, device, dtype), [load_embedder(folder, device) for folder in (copy_cluster, copy_score)]
-        run = files.digest([options.model_dump(mode="json"), dtype, modelset.table.to_csv(), str(base), str(images)])
+        stamps = files.stamps([modelset.folder, pictures.folder / "manifest.csv", loaded.folder, copy_cluster, copy_score])
+        run = files.digest([options.model_dump(mode="json"), str(dtype), stamps])
         partial = out / f".partial-{run}"
         for old in out.glob(".partial-*"):
             if old != partial:
@@ -57,12 +59,13 @@ def sweep(models, images, base, copy_cluster, copy_score, out, options, device="
 class _Sweeper:
     def __init__(self, base, attack, modelset, pictures, embedders, options):
         self.base, self.attack, self.modelset, self.pictures, self.options = base, attack, modelset, pictures, options
+        self.guidance = list(settings_of(attack, options).values())
         self.copier, self.scorer = embedders
         self.calls, self._known = 0, {}
 
     def run(self, row):
         """Tables of one model, one per setting and change."""
-        options, guidances = self.options, self.options.guidance
+        options, guidances = self.options, self.guidance
         tuned = load_tuned(self.base, self.modelset, row)
         try:
             texts = {"pretrained_null": self.base.encode_text([""]), "pretrained_caption": self.base.encode_text([row["caption"]])}
@@ -88,7 +91,7 @@ class _Sweeper:
             cluster_options = options.cluster.model_copy(update={"threshold": threshold, "floor": threshold})
             yield self._table(row | {"defence": f"threshold-{threshold:g}"}, guidance, *made, cluster_options)
         for steps in options.other_steps:
-            yield self._table(row | {"defence": f"steps-{steps}"}, guidance, *self._draw(row, guidance, steps))
+            yield self._table(row | {"defence": f"sampler-{steps}"}, guidance, *self._draw(row, guidance, steps))
 
     def _draw(self, row, guidance, steps):
         """(features for clustering, features for scores, noise norm) of the generations under one setting."""

@@ -44,7 +44,8 @@ def infer(images, base, out, options, models=(), members=None, device="auto", dt
         jobs = plan(sets, pictures, options.concepts, options.first_concept)
         known = _members(members) if members else None
         loaded = load_base(base, device, dtype)
-        stamped = [[row for _, row in jobs], [list(item.table.sha256) for item in pictures], _stamps(sets, loaded)]
+        weights = files.stamps([*(item.folder for item in sets), loaded.folder, *([members] if members else [])])
+        stamped = [[row for _, row in jobs], [list(item.table.sha256) for item in pictures], weights]
         partial = out.with_name(f".{out.name}.partial-{files.digest([options.model_dump(mode='json'), str(dtype), stamped])}")
         for old in out.parent.glob(f".{out.name}.partial-*"):
             if old != partial:
@@ -188,7 +189,8 @@ class Runner:
                 first = block.iloc[0]
                 labels = block.pretrained if self.members is not None else block.finetuned
                 group = tuple(first[column] for column in ("world", "method", "defence", "seed", "step"))
-                blocks.append((group, first.image_concept, block, kept[number][f"{name}/{kind}"], torch.tensor(labels.astype(int).to_numpy())))
+                if self.members is not None or first.model_id != "base":  # of fine-tuning pictures the base has no member to learn from
+                    blocks.append((group, first.image_concept, block, kept[number][f"{name}/{kind}"], torch.tensor(labels.astype(int).to_numpy())))
             for group, concept, block, maps, _ in runtime.progress(blocks, f"{name} learns"):
                 others = [(item[3], item[4]) for item in blocks if item[0] == group and item[1] != concept]
                 labels = torch.cat([item[1] for item in others]) if others else torch.empty(0)
@@ -196,6 +198,8 @@ class Runner:
                     raise InputError(f"{name} learns from members and non-members of other concepts; {concept!r} has none beside it in this job")
                 predict = self.learned[name].learn(torch.cat([item[0] for item in others]), labels, self.options, (self.options.seed, concept, *group))
                 parts.append(block.assign(score=predict(maps).numpy()))
+        if not parts:
+            raise InputError(f"{name} learns from members and non-members, and without --members the base alone has none")
         return pd.concat(parts, ignore_index=True)
 
 
@@ -220,9 +224,3 @@ def blind_rows(sets, members, embedder, asked, base):
 
 def _members(path):
     return set(files.read_table(path, ["image_id"], "give the list of what the base was trained on (members.csv beside its UNet)").image_id)
-
-
-def _stamps(sets, base):
-    """Sizes and times of the weights: a false change only repeats work."""
-    found = [path for models in sets for path in sorted(models.folder.glob("*/**/*.safetensors"))] + sorted(base.folder.glob("*/*.safetensors"))
-    return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in found]

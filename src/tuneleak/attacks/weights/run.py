@@ -69,7 +69,9 @@ def run(
         if clip_image or clip_text or dino:
             instruments["photographs"] = PhotoSimilarity(clip_image, clip_text, dino, device)
         others = _second(second, weights, loaded)
-        digest = files.digest([options.model_dump(mode="json"), dtype, str(models), str(second), [files.sha256(Path(f) / "config.json") for f in encoders]])
+        pictures = [Path(folder) / "manifest.csv" for folder in (images, distractors)]
+        inputs = [models, second, *encoders, loaded.folder, *pictures, identity_a, identity_b, copy_score, factors, clip_image, clip_text, dino]
+        digest = files.digest([options.model_dump(mode="json"), str(dtype), files.stamps(path for path in inputs if path)])
         partial = out / f".partial-{digest}"
         for old in out.glob(".partial-*"):
             if old != partial:
@@ -159,7 +161,7 @@ class Desk:
 @torch.no_grad()
 def with_encoder(desk, folder, name):
     """All settings of one encoder."""
-    encoder, options = training.load(folder, desk.base)
+    encoder, options = training.load(folder, desk.base, desk.weights)
     encode = _encode(encoder, options, desk)
     own, second = encode(desk.weights), encode(desk.second) if desk.second is not None else None
     shuffled = encode(shuffle_modules(desk.weights, desk.options.seed)) if desk.options.controls else None

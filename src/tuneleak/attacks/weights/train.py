@@ -54,8 +54,9 @@ def train(models, images, base, embedder, out, options, trunk=None, device="auto
             encoder.fit(people.embeddings[people.of_model].cpu(), list(weights.table.concept), options.components)
             log, calls = [], 0
         else:
-            made_of = [Path(__file__).parent / f"{options.attack}.py", Path(__file__), *(weightset.stack_or_manifest(path) for path in models)]
-            job = files.digest([options.model_dump(mode="json"), str(base), dtype, torch.__version__, [files.sha256(path) for path in made_of]])
+            made_of = [*sorted(Path(__file__).parent.glob("*.py")), *(weightset.stack_or_manifest(path) for path in models), Path(images) / "manifest.csv"]
+            inputs = files.stamps(path for path in (loaded.folder, embedder, trunk) if path)
+            job = files.digest([options.model_dump(mode="json"), str(dtype), torch.__version__, [files.sha256(path) for path in made_of], inputs])
             folder = out / f".checkpoint-{job}"
             if "gradient-leak" in options.compat:
                 log, calls = leak.fit(encoder, weights.table, people, loaded, options, recipe_of(models), folder)
@@ -239,8 +240,11 @@ def save(out, encoder, options, pairs, start, embedding_size, trunk):
     files.write_json(out / "config.json", {"options": options.model_dump(mode="json"), "shapes": shapes, "trunk": str(trunk or "")})
 
 
-def load(folder, base):
-    """(encoder in evaluation mode, its `WeightsTrainOptions`) of a folder that `train` wrote; an `InputError` names what does not fit."""
+def load(folder, base, weights=None):
+    """(encoder in evaluation mode, its `WeightsTrainOptions`) of a folder that `train` wrote; an `InputError` names what does not fit.
+
+    weights: the `WeightSet` it is going to read, whose layers (and rank, if the encoder reads the factors themselves) must be those it learned from.
+    """
     folder = Path(folder)
     config = files.read_object(folder / "config.json", "options", "shapes", "trunk")
     tensors = weightfiles.load_tensors(weightfiles.safetensors_file(folder, "model.safetensors"), "train the encoder again")
@@ -253,7 +257,19 @@ def load(folder, base):
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
         told = " ".join(str(error).split())
         raise InputError(f"{folder / 'model.safetensors'} does not fit its config.json ({told[:300]}); train the encoder again") from None
+    if weights is not None:
+        _check_fits(folder, options, pairs, weights.pairs)
     return encoder.to(base.device).eval(), options
+
+
+def _check_fits(folder, options, learned, given):
+    known, found = ({name: (a.shape[2], b.shape[1]) for name, (a, b) in pairs.items()} for pairs in (learned, given))
+    if known != found:
+        name = next(name for name in {**known, **found} if known.get(name) != found.get(name))
+        raise InputError(f"the encoder {folder} learned from LoRAs of other layers than these: {name} is {found.get(name)} here and {known.get(name)} there")
+    ranks = [next(iter(pairs.values()))[0].shape[1] for pairs in (learned, given)]
+    if options.attack == "autoencoder" and ranks[0] != ranks[1]:
+        raise InputError(f"the encoder {folder} learned from LoRAs of rank {ranks[0]} and cannot read those of rank {ranks[1]}; train one on such LoRAs")
 
 
 def _without_initial(weights, base):
