@@ -146,7 +146,7 @@ def weights_rows(study):
     plans = {plan.name: plan.options for plan in knobs.encoders}
     adapted = [plans[name] for name in ("spectral", "autoencoder") if name in plans] * len(knobs.adaptive)
     encoders = sum(
-        options.steps * options.batch * (1 + recipe.batch * ("gradient-leak" in options.compat))  # fine-tunes that run along
+        options.steps * options.batch * (1 + recipe.batch * bool({"gradient-leak", "online"} & set(options.compat)))  # fine-tunes that run along
         for options in [*plans.values(), *adapted]
         if options.attack != "linear"
     )

@@ -258,7 +258,7 @@ class WeightsTrainOptions(Options):
     dropout: Fraction = Field(0.1, description="dropout of the transformer (spectral)")
     components: Count = Field(0, description="principal components kept (linear; 0: all)")
     train_trunk: bool = Field(False, description="train the text transformer along instead of leaving it as pretrained (autoencoder)")
-    compat: list[Literal["initial-known", "sample-at-attack", "gradient-leak", "random-start"]] = Field(
+    compat: list[Literal["initial-known", "sample-at-attack", "gradient-leak", "online", "random-start"]] = Field(
         [], description="behaviour of the public code (autoencoder)"
     )
     transform: TransformOptions = Field(TransformOptions(), description="change made to the attacker's own models: an attacker who knows the defence")

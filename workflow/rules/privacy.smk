@@ -117,7 +117,7 @@ rule sample_base:
         base=dp_base_folder,
         out=subpath(output.manifest, parent=True),
         device=DEVICE,
-        dtype=study.dtype,
+        dtype="float32",  # what noisy steps changed is finer than bfloat16
         options=dp_sampling,
         code=code("tuneleak.finetune.sample"),
     shell:
@@ -147,7 +147,7 @@ rule sample_private:
         models=subpath(input.models, parent=True),
         out=subpath(output.manifest, parent=True),
         device=DEVICE,
-        dtype=study.dtype,
+        dtype="float32",  # what noisy steps changed is finer than bfloat16
         options=dp_sampling,
         code=code("tuneleak.finetune.sample"),
     shell:

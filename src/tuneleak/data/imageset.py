@@ -90,18 +90,29 @@ def pixel_digest(pixels):
 
 def write(folder, rows, pictures):
     """Write an ImageSet: `rows` (dicts with at least image_id, concept, caption) and `pictures` (uint8 arrays), the manifest last."""
+    return write_pairs(folder, zip(rows, pictures, strict=True))
+
+
+def place(folder, row):
+    """Where the picture of a row is written."""
+    return files.inside(Path(folder), f"{row['concept']}/{row['image_id']}.png")
+
+
+def write_pairs(folder, pairs):
+    """As `write`, from an iterable of (row, picture), of which one is in memory at a time."""
     from PIL import Image
 
     folder = Path(folder)
     (folder / "manifest.csv").unlink(missing_ok=True)  # a run that is cut short must not leave a manifest of other pictures
     table = []
-    for row, pixels in zip(rows, pictures, strict=True):
+    for row, pixels in pairs:
         row = {"split": "", "fold": "", **row}
         row["file"] = f"{row['concept']}/{row['image_id']}.png"
         row["sha256"] = pixel_digest(pixels)
-        path = files.inside(folder, row["file"])
+        path = place(folder, row)
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(path, compress_level=1)
+        with files.atomic(path) as temporary:
+            Image.fromarray(pixels).save(temporary, "PNG", compress_level=1)
         table.append(row)
     frame = pd.DataFrame(table)
     frame = frame[[*COLUMNS, *(name for name in frame if name not in COLUMNS)]]

@@ -1,8 +1,14 @@
 """The verb `sample-classes`: labelled pictures of the base and of privately tuned models under public prompts; never a private caption.
 
-Writes an ImageSet whose `concept` is the model (`base` for the base) with the columns `label`, `model_id`, `method`, `defence` and `seed`.
+Writes an ImageSet whose `concept` is the model (`base` for the base) with the columns `label`, `model_id`, `method`, `defence` and `seed`. Pictures are
+written as they are drawn, and a run that was cut short draws those that are missing.
 """
 
+import itertools
+import shutil
+from pathlib import Path
+
+import numpy as np
 import torch
 
 from tuneleak import files, runtime
@@ -23,24 +29,40 @@ def sample_classes(base, out, options, models=None, device="auto", dtype="float3
     """
     if not options.prompts:
         raise InputError("sample-classes needs prompts: label -> caption")
-    device = runtime.pick_device(device)
-    loaded = load_base(base, device, dtype)
-    rows, pictures = [], []
-    if models is None:
-        _draw(loaded, loaded, {}, {"model_id": "base", "method": "base", "defence": "epsilon=0", "seed": "0"}, options, rows, pictures)
-    else:
-        modelset = ModelSet.load(models)
-        for row in modelset.rows():
-            folder, facts = modelset.path(row), {name: row[name] for name in ("model_id", "method", "defence", "seed")}
-            if (folder / GENERATOR_FILE).is_file():
-                _generate(folder / GENERATOR_FILE, loaded.image_size[0], facts, options, rows, pictures, device)
-                continue
-            file = folder / CLASS_FILE
-            contexts = load_class_contexts(file, loaded.unet.config.cross_attention_dim) if file.is_file() else {}
-            with load_tuned(loaded, modelset, row) as tuned:
-                _draw(loaded, tuned, contexts, facts, options, rows, pictures)
-    imageset.write(out, rows, pictures)
-    files.write_meta(f"{out}/manifest.csv", options, base=str(base), models=str(models or ""), pictures=len(rows))
+    device, out = runtime.pick_device(device), Path(out)
+    with runtime.output_lock(out):
+        loaded = load_base(base, device, dtype)
+        if models is None:
+            facts = {"model_id": "base", "method": "base", "defence": "epsilon=0", "seed": "0"}
+            drawn, inputs = [_draw(loaded, loaded, {}, facts, options, out)], [loaded.folder]
+        else:
+            modelset = ModelSet.load(models)
+            drawn, inputs = (_of_model(loaded, modelset, row, options, out, device) for row in modelset.rows()), [loaded.folder, modelset.folder]
+        _keep_what_belongs(out, files.digest([options.model_dump(mode="json"), str(dtype), files.stamps(inputs)]))
+        made = imageset.write_pairs(out, itertools.chain.from_iterable(drawn))
+        (out / RUN).unlink()
+        files.write_meta(out / "manifest.csv", options, base=str(base), models=str(models or ""), pictures=len(made))
+
+
+RUN = ".run"  # names what an unfinished folder's pictures were drawn with
+
+
+def _keep_what_belongs(out, run):
+    if not ((out / RUN).is_file() and (out / RUN).read_text(encoding="utf-8") == run):
+        shutil.rmtree(out, ignore_errors=True)
+        files.write_text(out / RUN, run)
+
+
+def _of_model(base, modelset, row, options, out, device):
+    """(row, picture) of every sample of one private model."""
+    folder, facts = modelset.path(row), {name: row[name] for name in ("model_id", "method", "defence", "seed")}
+    if (folder / GENERATOR_FILE).is_file():
+        yield from _generate(folder / GENERATOR_FILE, base.image_size[0], facts, options, device)
+        return
+    file = folder / CLASS_FILE
+    contexts = load_class_contexts(file, base.unet.config.cross_attention_dim) if file.is_file() else {}
+    with load_tuned(base, modelset, row) as tuned:
+        yield from _draw(base, tuned, contexts, facts, options, out)
 
 
 def captions_of(options):
@@ -53,18 +75,28 @@ def captions_of(options):
     return found
 
 
-def _draw(base, model, contexts, facts, options, rows, pictures):
+def _draw(base, model, contexts, facts, options, out):
     turn, null = captions_of(options), model.encode_text([""])
     for label, caption in runtime.progress(dict.fromkeys(turn), f"sample {facts['model_id']}"):
         context = contexts[label][None].to(base.device) if label in contexts else model.encode_text([caption])
         indices = [index for index, other in enumerate(turn) if other == (label, caption)]
         for first in range(0, len(indices), options.batch):
             part = indices[first : first + options.batch]
-            noise = starting_noise(base.latent_shape, *(("sample-classes", options.seed, index) for index in part))
-            latents = _latents(base, model, null, context, noise, options)
-            for index, pixels in zip(part, from_tensor(base.decode(latents)), strict=True):
-                rows.append(_row(index, label, caption, facts))
-                pictures.append(pixels)
+            rows = [_row(index, label, caption, facts) for index in part]
+            pictures = _drawn_before([imageset.place(out, row) for row in rows])
+            if pictures is None:
+                noise = starting_noise(base.latent_shape, *(("sample-classes", options.seed, index) for index in part))
+                pictures = from_tensor(base.decode(_latents(base, model, null, context, noise, options)))
+            yield from zip(rows, pictures, strict=True)
+
+
+def _drawn_before(paths):
+    """The pictures at `paths`, or None if one is missing."""
+    from PIL import Image
+
+    if not all(path.is_file() for path in paths):
+        return None
+    return [np.asarray(Image.open(path).convert("RGB")) for path in paths]
 
 
 def _row(index, label, caption, facts):
@@ -72,7 +104,7 @@ def _row(index, label, caption, facts):
 
 
 @torch.inference_mode()
-def _generate(path, side, facts, options, rows, pictures, device):
+def _generate(path, side, facts, options, device):
     """The same from a generator of `mean-features`, which knows classes but no captions."""
     generator, classes = load_generator(path, side)
     turn = captions_of(options)
@@ -85,8 +117,7 @@ def _generate(path, side, facts, options, rows, pictures, device):
         noise = starting_noise((generator.latent,), *(("sample-classes", options.seed, index) for index in part)).to(device)
         labels = torch.tensor([classes.index(turn[index][0]) for index in part], device=device)
         for index, pixels in zip(part, from_tensor(generator(noise, labels)), strict=True):
-            rows.append(_row(index, *turn[index], facts))
-            pictures.append(pixels)
+            yield _row(index, *turn[index], facts), pixels
 
 
 @torch.inference_mode()

@@ -87,12 +87,12 @@ def build(kind, classes, size, width=16):
 
 
 def train(kind, pixels, labels, classes, epochs, seed=0, batch=64, width=16, size=None, device="cpu"):
-    """Train a classifier on uint8 pictures `(n, h, w, 3)` and integer labels `(n,)`; returns it in evaluation mode.
+    """Train a classifier on uint8 pictures `(n, h, w, 3)`, or on what `shrunk` made of them, and integer labels `(n,)`; returns it in evaluation mode.
 
     size: side to which pictures are shrunk (None: as they are). Shifts by up to a sixteenth of the side are the only augmentation: a mirrored
     or recoloured drawing may be another class.
     """
-    pixels, labels = _prepared(pixels, size, device), torch.as_tensor(labels, dtype=torch.long, device=device)
+    pixels, labels = shrunk(pixels, size).to(device), torch.as_tensor(labels, dtype=torch.long, device=device)
     if len(pixels) != len(labels) or not len(labels):
         raise InputError(f"a classifier needs as many labels as pictures, not {len(labels)} for {len(pixels)}")
     with torch.random.fork_rng(devices=[]):
@@ -117,16 +117,16 @@ def train(kind, pixels, labels, classes, epochs, seed=0, batch=64, width=16, siz
 
 @torch.inference_mode()
 def predict(network, pixels, size=None, device="cpu", batch=256):
-    """Most likely class of each uint8 picture, int64 numpy `(n,)`."""
-    pixels = _prepared(pixels, size, device)
-    return torch.cat([network(part).argmax(1) for part in pixels.split(batch)]).cpu().numpy()
+    """Most likely class of each uint8 picture (or row of what `shrunk` made of them), int64 numpy `(n,)`."""
+    return torch.cat([network(part.to(device)).argmax(1) for part in shrunk(pixels, size).split(batch)]).cpu().numpy()
 
 
-def _prepared(pixels, size, device):
+def shrunk(pixels, size=None):
+    """uint8 pictures `(n, h, w, 3)` as float32 `(n, 3, size, size)` in [-1, 1]; a tensor is returned as it is."""
+    if isinstance(pixels, torch.Tensor):
+        return pixels
     tensor = as_tensor(pixels)
-    if size and tensor.shape[-1] != size:
-        tensor = F.interpolate(tensor, (size, size), mode="area")
-    return tensor.to(device)
+    return F.interpolate(tensor, (size, size), mode="area") if size and tensor.shape[-1] != size else tensor
 
 
 def _shifted(x):

@@ -100,9 +100,10 @@ def _differences(table, confidence):
 
 def _difference(facts, first, second, confidence):
     seeds = [seed for seed in first.index if seed in second.index]
-    if len(second) == 1 and len(first) > 1 and "-minus-base" in facts["method"]:
-        values = first.value - second.value.iloc[0]  # the base is one and the same for every run
-        return _row(facts, *over_runs(values, confidence), "runs", len(values), first.index)
+    if len(second) == 1 and len(first) > 1 and "-minus-base" in facts["method"]:  # the base is one and the same for every run, but its pictures are a sample
+        value, low, _ = over_runs(first.value - second.value.iloc[0], confidence)
+        half = np.hypot(value - low, stats.norm.ppf(0.5 + confidence / 2) * second.standard_error.iloc[0])
+        return _row(facts, value, value - half, value + half, "runs", len(first), first.index)
     if len(seeds) > 1:
         return _row(facts, *over_runs(first.value[seeds] - second.value[seeds], confidence), "runs", len(seeds), seeds)
     if not seeds and len(second) > 1:

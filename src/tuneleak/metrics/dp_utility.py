@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 from tuneleak import files, runtime
 from tuneleak.data.imageset import ImageSet
 from tuneleak.errors import InputError
+from tuneleak.finetune.private_data import parts
 from tuneleak.metrics import classifiers, frechet, intervals
 from tuneleak.metrics.dp_ldm import UTILITY
 from tuneleak.models.embedders import INCEPTION
@@ -55,21 +57,28 @@ class _Study:
         if not len(self.train) or not len(self.test):
             raise InputError(f"{real.folder} needs pictures in the folds train and test (or heldout)")
         self.classes = sorted(set(real.labels))
-        self.test_pixels = self.test.pixels()
+        missing = sorted(set(self.train.labels) - set(self.test.labels))
+        if missing:
+            raise InputError(f"{real.folder} has no held-out picture of {missing[0]!r}, so what is learned of it cannot be tested; leave more out of training")
         self.size = len(self.test)
-        self.reference = network.embed(self.test_pixels)
+        self.reference, self.test_pixels = self._read(self.test)
         self.truth = self._numbers(self.test)
 
     def of_pictures(self, drawn):
         """Rows of one model's pictures."""
-        pixels, labels = drawn.pixels(), self._numbers(drawn)
-        return self._distances(self.network.embed(pixels)) + self._accuracies(pixels, labels)
+        features, pixels = self._read(drawn)
+        return self._distances(features) + self._accuracies(pixels, self._numbers(drawn))
 
     def of_real(self):
         """The bounds: real training pictures in the place of synthetic ones."""
-        pixels, labels = self.train.pixels(), self._numbers(self.train)
+        features, pixels = self._read(self.train)
         chosen = np.random.default_rng(self.options.seed).permutation(len(pixels))[: self.size]
-        return self._distances(self.network.embed(pixels[chosen])) + self._accuracies(pixels, labels)
+        return self._distances(features[chosen]) + self._accuracies(pixels, self._numbers(self.train))
+
+    def _read(self, images):
+        """(features for the distance, pictures as classifiers take them) of an ImageSet, a part at a time: at full size they need not fit in memory."""
+        found = [(self.network.embed(pixels), classifiers.shrunk(pixels, self.options.classifier_size)) for pixels in map(ImageSet.pixels, parts(images))]
+        return np.concatenate([features for features, _ in found]), torch.cat([pixels for _, pixels in found])
 
     def _distances(self, features):
         count = min(len(features), self.size, self.options.distance_samples)  # equally many on both sides, also for the floor

@@ -36,7 +36,7 @@ COMPARED = ("MRR", "rank-1", "cosine")
 CAPTIONS = "caption accuracy"
 FURTHER = {"caption_accuracy": CAPTIONS, "clip_i": "CLIP-I", "clip_t": "CLIP-T", "dino": "DINO"}
 BASELINES = ("constant", "constant-finextract", "constant-refined", "unconditional", "guessed-prompt", "searched-prompt", "update-matching")
-OURS, PAPERS, FINAL, LEAKY = "spectral", "autoencoder", "autoencoder-final", "autoencoder-leak"
+OURS, PAPERS, FINAL, LEAKY, ONLINE = "spectral", "autoencoder", "autoencoder-final", "autoencoder-leak", "autoencoder-online"
 
 
 def evaluate(scores, out, options, sizes=()):
@@ -121,7 +121,7 @@ def _differences(group, options):
     """Ours minus the paper's; every step minus final weights only; z refined or not; with gradient leak or not; each attack minus its best control."""
     by_setting = {key: part.sort_values(["concept", "seed"]) for key, part in group.groupby(["attack", "setting"], sort=True)}
     rows = []
-    for first, second in ((OURS, PAPERS), (PAPERS, FINAL), (f"{OURS}-refined", OURS), (f"{PAPERS}-refined", PAPERS), (LEAKY, PAPERS)):
+    for first, second in ((OURS, PAPERS), (PAPERS, FINAL), (f"{OURS}-refined", OURS), (f"{PAPERS}-refined", PAPERS), (LEAKY, ONLINE)):
         if (first, "pictures") in by_setting and (second, "pictures") in by_setting:
             rows += paired(by_setting[first, "pictures"], by_setting[second, "pictures"], f"{first}-minus-{second}", "pictures", COMPARED, options)
     linear = by_setting.get(("linear", "embedding"))

@@ -159,6 +159,8 @@ class Base:
         """Raises `InputError` for an architecture that can be attacked but not fine-tuned here."""
         if not self.trains:
             raise InputError(f"{self.folder} is a {type(self).__name__}, which can be attacked but not fine-tuned here; train it with its own tools")
+        if self.prediction_type not in ("epsilon", "v_prediction"):
+            raise InputError(f"{self.folder} predicts {self.prediction_type!r}, which can be attacked but not fine-tuned here; epsilon and v_prediction can")
 
     def check_words(self):
         """Raises `InputError` for a base without a text encoder, where something works through words."""

@@ -1,8 +1,8 @@
 """The verb `audit`: trains with canaries and writes what epsilon the training cannot be below, beside what its accountant claims.
 
 `audit.csv` has the columns of the metrics table; `attack` is audit-dirac or audit-pictures, `metric`: audited epsilon (one run; the largest of
-several runs' bounds, each at its share of the confidence), audited epsilon (many runs: the first canary over all runs), correct guesses, and epsilon
-spent. A lower bound has `ci_low` = `value` and no upper end, which is printed as the value too.
+several runs' bounds, each at its share of the confidence), audited epsilon (many runs: the first canary over all runs) and correct guesses. A lower
+bound has `ci_low` = `value` and no upper end, which is printed as the value too.
 """
 
 import json
@@ -140,7 +140,7 @@ class _training:
     def __enter__(self):
         network, parameters, *_ = private.prepare(self.base, self.recipe, 0)
         flat = methods.FlatParameters(parameters)
-        self.sums = gradients.GhostSums(network, parameters)
+        self.sums = gradients.make("hooks" if self.recipe.gradients == "hooks" else "ghost", network, parameters, self.recipe.gradient_checkpointing)
         return private.Trainer(self.data, parameters, flat.vector, self.sums, self.sigma, self.key, self.recipe)
 
     def __exit__(self, *_):

@@ -47,6 +47,7 @@ _VOCABULARY = {  # of each system, so that a slip in a selector is not taken for
             *get_args(WeightsTrainOptions.model_fields["attack"].annotation),
             "autoencoder-final",
             "autoencoder-leak",
+            "autoencoder-online",
             "spectral-refined",
             "autoencoder-refined",
             "dsire",

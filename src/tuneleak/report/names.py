@@ -13,6 +13,7 @@ _ATTACKS = {
     "autoencoder-refined": "autoencoder, $z$ refined",
     "constant-refined": "constant $z$, refined",
     "autoencoder-leak": "autoencoder, gradient leak",
+    "autoencoder-online": "autoencoder, trained along",
     "autoencoder-finextract": "autoencoder, FineXtract",
     "constant-finextract": "constant $z$, FineXtract",
     "autoencoder": "network autoencoder",

@@ -27,7 +27,7 @@ class DpWorld(Options):
 
 
 class DpRecipe(Options):
-    """How one trained set is trained; tuned on the public tuning style with one budget for all, then frozen."""
+    """How one trained set is trained; knobs are chosen on a public style (which were tried stands in config.yaml), then frozen."""
 
     name: str = Field(description="name of the method: attention, all, lora, ...")
     worlds: list[str] = Field([], description="worlds it runs in (empty: all)")

@@ -39,8 +39,8 @@ class CausalEncoder:
         past = [(key[0], value[0]) for key, value in past]
         tokens = torch.as_tensor(endings, device=self.device)
         parts = [self._pass(part, past)[0] for part in tokens.split(max(1, batch // max(tokens.shape[1], 1)))]
-        found = torch.cat(parts).double().cpu()
-        return torch.cat([before.double().cpu(), found], 1) if start else found
+        found = torch.cat(parts).cpu().double()
+        return torch.cat([before.cpu().double(), found], 1) if start else found
 
     def _pass(self, tokens, past):
         """Encodings `(n, m, d)` of tokens `(n, m)` behind a beginning with keys and values `(places, heads, width)` per layer in `past`, and their own."""

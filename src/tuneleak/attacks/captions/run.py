@@ -44,6 +44,8 @@ def recover_captions(models, base, out, options, trainings=(), device="auto"):
     with runtime.output_lock(out):
         loaded = load_base(base, device)
         loaded.check_words()
+        if getattr(loaded.unet.config, "cross_attention_dim", None) != loaded.text_encoder.config.hidden_size:
+            raise InputError(f"{base} conditions its denoiser on more than one text encoder's output; captions are read from bases with one text encoder")
         length = min(loaded.tokenizer.model_max_length, loaded.text_encoder.config.max_position_embeddings)
         encoder = CausalEncoder(loaded.text_encoder, loaded.tokenizer, length)
         corpus = public_corpus(loaded.tokenizer, options.corpus, length - 2, options.seed)

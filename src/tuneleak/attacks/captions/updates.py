@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from tuneleak import files
 from tuneleak.errors import InputError
 from tuneleak.models import weights
+from tuneleak.models.adapters import CONFIG_FILE, STACK_FILE
 from tuneleak.models.modelset import LORA_FILE
 from tuneleak.models.pipeline import load_tuned
 
@@ -32,6 +33,9 @@ def read_updates(base, modelset, row):
         lora = weights.read_lora(files.inside(modelset.folder, path.relative_to(modelset.folder)), {"unet": base.unet, "text_encoder": base.text_encoder})
         found = [(b.double() @ a.double()) for name, (a, b) in lora["unet"].matrices.items() if READS_TEXT.search(name)] if "unet" in lora else []
         return _checked(Updates(found), row)
+    folder = modelset.path(row)
+    if (folder / STACK_FILE).is_file() or any(folder.glob(f"*/{CONFIG_FILE}")):
+        raise InputError(f"model {row['model_id']} holds adapters other than one plain LoRA; captions are read from a {LORA_FILE} and from whole networks only")
     with load_tuned(base, modelset, row) as tuned:
         after = dict(tuned.unet.named_modules())
         found = [without_decay(after[name].weight, module.weight) for name, module in base.unet.named_modules() if READS_TEXT.search(name)]
@@ -43,8 +47,8 @@ def read_updates(base, modelset, row):
 
 def without_decay(after, before):
     """after - before `(n, d)`, less what points along `before`: the decay of AdamW shrinks a weight towards zero, whatever the caption. float64."""
-    before = before.detach().double().cpu()
-    update = after.detach().double().cpu() - before
+    before = before.detach().cpu().double()
+    update = after.detach().cpu().double() - before
     return update - before * (update * before).sum() / before.square().sum().clamp_min(1e-300)
 
 

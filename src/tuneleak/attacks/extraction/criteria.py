@@ -24,7 +24,7 @@ class NoiseNorm:
     def __call__(self, pair, x, t, guidance):
         eps = self._guide(pair, x, t, guidance)
         if self._calls % self._steps < max(1, self._steps // 2):
-            self._sum += float(eps.double().square().mean()) * len(eps)
+            self._sum += float(eps.cpu().double().square().mean()) * len(eps)
             self._count += len(eps)
         self._calls += 1
         return eps

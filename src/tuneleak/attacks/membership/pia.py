@@ -22,4 +22,4 @@ def distance(query, timestep, first):
     """R of PIA with `first` in place of eps(x_0, 0), `(n,)` float64."""
     abar = query.alpha_bar(timestep)
     second = query.noise_pred(abar**0.5 * query.latents + (1 - abar) ** 0.5 * first, timestep)
-    return (first - second).double().flatten(1).norm(p=NORM, dim=1)
+    return (first - second).cpu().double().flatten(1).norm(p=NORM, dim=1)

@@ -89,7 +89,7 @@ class Query:
 
 def mean_square(tensor):
     """Mean of squares over all but the first dimension, `(n,)` float64."""
-    return tensor.double().square().flatten(1).mean(1)
+    return tensor.cpu().double().square().flatten(1).mean(1)
 
 
 def robust_scale(values):

@@ -130,7 +130,7 @@ class Runner:
                 for name, attack in {**self.simple, **self.learned}.items():
                     before = query.calls
                     with torch.inference_mode():
-                        values = attack.score(query, self.options).double().cpu() if name in self.simple else torch.zeros(len(pictures))
+                        values = attack.score(query, self.options).cpu().double() if name in self.simple else torch.zeros(len(pictures))
                         if name in self.learned:
                             maps[f"{name}/{kind}"] = attack.maps(query, self.options)
                     if not bool(torch.isfinite(values).all()):

@@ -16,7 +16,7 @@ def calls(options):
 
 def score(query, options):
     """minus the t-error |psi(phi(x~_t, t), t + k) - x~_t|^2, summed over elements, `(n,)`."""
-    return -step_error(query, options).double().square().flatten(1).sum(1)
+    return -step_error(query, options).cpu().double().square().flatten(1).sum(1)
 
 
 def step_error(query, options):

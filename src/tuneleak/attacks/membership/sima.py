@@ -15,4 +15,4 @@ def calls(options):
 
 def score(query, options):
     """minus |eps_theta(x_0, t, c)|_4, `(n,)`."""
-    return -query.noise_pred(query.latents, options.sima_timestep).double().flatten(1).norm(p=NORM, dim=1)
+    return -query.noise_pred(query.latents, options.sima_timestep).cpu().double().flatten(1).norm(p=NORM, dim=1)

@@ -7,8 +7,8 @@ mean and log-variance of z, the conditioning of the victim's own UNet. Its decod
 By default it is given what a real adversary has, A and B as released, and z at attack is its mean. Like the other attacks it starts at the mean encoding of
 the training captions, which a short training would not reach by itself. `compat` reproduces choices of the public code: `random-start` starts z at random,
 `initial-known` reads A - A_0 in place of A (nobody but the victim knows A_0), `sample-at-attack` keeps the noise of z when attacking, `gradient-leak`
-trains while the fine-tunes run and leaves the encoder's gradient in them (`tuneleak.attacks.weights.leak`). As published, the
-transformer is pretrained and frozen; `train_trunk` trains it along.
+trains while the fine-tunes run and leaves the encoder's gradient in them, `online` does the same and leaves none (`tuneleak.attacks.weights.leak`).
+As published, the transformer is pretrained and frozen; `train_trunk` trains it along.
 """
 
 import copy

@@ -44,8 +44,9 @@ def train(models, images, base, embedder, out, options, trunk=None, device="auto
         loaded = load_base(base, device, dtype)
         chosen = select(weightset.load(models, loaded), options)
         weights = transforms.apply_to_set(chosen, options.transform)
-        if "gradient-leak" in options.compat and (options.attack != "autoencoder" or options.transform.kind != "none"):
-            raise InputError("gradient-leak is how the public code trains the paper's encoder (attack: autoencoder), without a transform")
+        along = {"gradient-leak", "online"} & set(options.compat)  # fine-tunes run while the encoder is trained
+        if along and (options.attack != "autoencoder" or options.transform.kind != "none"):
+            raise InputError(f"{min(along)} is how the public code trains the paper's encoder (attack: autoencoder), without a transform")
         people = People(weights.table.concept, ImageSet.load(images), loaded, load_embedder(embedder, device))
         start = mean_context(loaded, weights.table.caption)
         final = weights.take(last_steps(weights.table))
@@ -58,8 +59,8 @@ def train(models, images, base, embedder, out, options, trunk=None, device="auto
             inputs = files.stamps(path for path in (loaded.folder, embedder, trunk) if path)
             job = files.digest([options.model_dump(mode="json"), str(dtype), torch.__version__, [files.sha256(path) for path in made_of], inputs])
             folder = out / f".checkpoint-{job}"
-            if "gradient-leak" in options.compat:
-                log, calls = leak.fit(encoder, weights.table, people, loaded, options, recipe_of(models), folder)
+            if along:
+                log, calls = leak.fit(encoder, weights.table, people, loaded, options, recipe_of(models), folder, leak="gradient-leak" in along)
             else:
                 log, calls = fit(encoder, weights, people, loaded, options, folder)
         save(out, encoder, options, final.pairs, start, people.embeddings.shape[1], trunk)
@@ -85,7 +86,7 @@ def recipe_of(models):
     """The recipe that `collect-weights` noted beside its model sets; an `InputError` if there is none, or they differ."""
     notes = [files.read_json(modelset.folder_of(path) / "manifest.csv.meta.json").get("options", {}).get("recipe") for path in models]
     if not notes[0] or any(note != notes[0] for note in notes):
-        raise InputError("gradient-leak fine-tunes anew and needs model sets of `collect-weights`, all of one recipe")
+        raise InputError("training along with fine-tunes starts these anew and needs model sets of `collect-weights`, all of one recipe")
     return FinetuneOptions(**notes[0])
 
 
