@@ -43,6 +43,12 @@ tex:
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends $(TEX) > /dev/null; \
 	else echo "The paper needs LaTeX, which only an administrator can install here: sudo apt-get install $(TEX)"; exit 1; fi
 
+ifneq ($(PRESET),embedded)
+ifneq ($(wildcard $(PRESETS)),$(PRESETS))
+$(error there is no preset $(PRESET): known are $(basename $(notdir $(wildcard workflow/presets/*.yaml))) embedded paper-one)
+endif
+endif
+
 reproduce: setup unlock ## run a preset to the paper and its report; a second call finds nothing to do
 	$(SNAKEMAKE)
 	@$(MAKE) --no-print-directory report PRESET=$(PRESET)

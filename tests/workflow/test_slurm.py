@@ -44,12 +44,11 @@ slurm_node = _beside("slurm_node")
 
 
 def write_profile(folder):
-    """The project's profile with this test's site filled in, polled every second, and without conda. Returns (its folder, its content)."""
+    """The project's profile with this test's site filled in, polled every second. Returns (its folder, its content)."""
     text = (HERE.parents[1] / "workflow/profiles/slurm/config.yaml").read_text()
     assert "slurm_account: CHANGE_ME\n" in text and "slurm_partition: CHANGE_ME\n" in text and "slurm_partition: CHANGE_ME_GPU\n" in text
     text = text.replace("CHANGE_ME_GPU", SITE["gpu_partition"]).replace("slurm_account: CHANGE_ME", f"slurm_account: {SITE['account']}")
     profile = yaml.safe_load(text.replace("CHANGE_ME", SITE["partition"]))
-    del profile["software-deployment-method"]
     profile |= SETTINGS
     (folder / "profile").mkdir()
     (folder / "profile/config.yaml").write_text(yaml.safe_dump(profile))

@@ -61,7 +61,8 @@ def _model_card(resources, measured):
         if not meta.is_file():
             continue
         facts = files.read_json(meta)
-        trained_on = ", ".join(Path(folder).name for folder in facts["images"])
+        names, fold = [Path(folder).name for folder in facts["images"]], facts["options"].get("fold")  # a base is given both folds and takes one
+        trained_on = ", ".join(name for name in names if not fold or not name.startswith("named-") or name == f"named-{fold.lower()}")
         seconds = pd.read_csv(resources / part / "train.csv").seconds.iloc[-1]
         machine = facts.get("machine", {})
         accelerator = machine.get("accelerator", "cpu")
