@@ -9,8 +9,8 @@ from tuneleak.report import record, recorded, registry
 ARTIFACT = Path("ARTIFACT.md")
 REFERENCE = Path("paper/reference")
 TARGETS = {  # the workflow's target of each system
-    "finextract": "finextract", "finextract-ablations": "ablations", "finextract-attacker": "attacker", "shake-to-leak": "shake", "lora-weights": "weights", "dp-ldm": "dp",
-    "defences": "defences",
+    "finextract": "finextract", "finextract-ablations": "ablations", "finextract-attacker": "attacker", "shake-to-leak": "shake", "lora-weights": "weights",
+    "dp-ldm": "dp", "defences": "defences",
 }  # fmt: skip
 NOT_RECORDED = "not recorded yet"
 BLOCKS = ("claims", "runs", "estimates")
