@@ -154,7 +154,7 @@ def test_weights_become_tokens_of_a_caption(base):
     ridge = torch.nn.functional.normalize(torch.randn(2, 16, generator=generator), dim=-1)
     found = ours(spectral.Encoder.features(pairs, options) | {"ridge": ridge}, None)
     assert found.z.shape == (2, 77, 768) and torch.isfinite(found.z).all() and not torch.equal(*found.z)
-    theirs = autoencoder.Encoder(pairs, start, 16, options)
+    theirs = autoencoder.Encoder(pairs, start, 16, WeightsTrainOptions(attack="autoencoder", compat=["random-start"]))  # else both start at the same z
     theirs.set_trunk(base.text_encoder.cpu())
     found = theirs.eval()(autoencoder.Encoder.features(pairs, options), torch.tensor([10, 20]))
     base.text_encoder.to(base.device)
