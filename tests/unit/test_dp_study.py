@@ -105,6 +105,32 @@ def test_with_several_runs_the_run_is_the_unit(tmp_path):
     assert table.loc[("attention-minus-base", "epsilon=10")].value == pytest.approx(0.5)
 
 
+def test_a_killed_sampling_draws_what_is_missing_and_touches_nothing_else(tiny_base, tmp_path, monkeypatch):
+    options = SampleOptions(prompts={"a": "picture of person ada", "b": "picture of person bob"}, samples=4, steps=2, guidance_scale=2, batch=1)
+    sample.sample_classes(tiny_base, tmp_path / "whole", options, device="cpu")
+    out = tmp_path / "out"
+    stale = out / "base" / "base-000003.png"
+    stale.parent.mkdir(parents=True)
+    stale.write_bytes(next((tmp_path / "whole").glob("base/*000000.png")).read_bytes())  # of other options, once
+    (out / "mine.txt").write_text("kept")
+    real, calls = sample._latents, []
+
+    def latents(*given):
+        calls.append(given)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*given)
+
+    monkeypatch.setattr(sample, "_latents", latents)
+    with pytest.raises(KeyboardInterrupt):
+        sample.sample_classes(tiny_base, out, options, device="cpu")
+    assert not (out / "manifest.csv").exists()
+    sample.sample_classes(tiny_base, out, options, device="cpu")
+    assert len(calls) == 5, "two before the interruption, one cut short, two after it"
+    assert (out / "manifest.csv").read_bytes() == (tmp_path / "whole" / "manifest.csv").read_bytes()
+    assert (out / "mine.txt").read_text() == "kept" and not list(out.glob(".drawn-*"))
+
+
 def test_samples_follow_the_public_grammar_in_turn(tiny_base, tmp_path):
     options = SampleOptions(prompts=PROMPTS, endings=["in red", "in blue"], samples=5, steps=2, batch=2)
     assert [caption for _, caption in sample.captions_of(options)] == [

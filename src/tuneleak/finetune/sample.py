@@ -4,8 +4,6 @@ Writes an ImageSet whose `concept` is the model (`base` for the base) with the c
 written as they are drawn, and a run that was cut short draws those that are missing.
 """
 
-import itertools
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -31,29 +29,50 @@ def sample_classes(base, out, options, models=None, device="auto", dtype="float3
         raise InputError("sample-classes needs prompts: label -> caption")
     device, out = runtime.pick_device(device), Path(out)
     with runtime.output_lock(out):
-        loaded = load_base(base, device, dtype)
-        if models is None:
-            facts = {"model_id": "base", "method": "base", "defence": "epsilon=0", "seed": "0"}
-            drawn, inputs = [_draw(loaded, loaded, {}, facts, options, out)], [loaded.folder]
-        else:
-            modelset = ModelSet.load(models)
-            drawn, inputs = (_of_model(loaded, modelset, row, options, out, device) for row in modelset.rows()), [loaded.folder, modelset.folder]
-        _keep_what_belongs(out, files.digest([options.model_dump(mode="json"), str(dtype), files.stamps(inputs)]))
-        made = imageset.write_pairs(out, itertools.chain.from_iterable(drawn))
-        (out / RUN).unlink()
-        files.write_meta(out / "manifest.csv", options, base=str(base), models=str(models or ""), pictures=len(made))
+        loaded, modelset = load_base(base, device, dtype), ModelSet.load(models) if models else None
+        inputs = files.stamps([loaded.folder, *([modelset.folder] if modelset else [])])
+        drawn = _Drawn(out, files.digest([options.model_dump(mode="json"), str(dtype), inputs]))
+        count = len(imageset.write_pairs(out, _samples(loaded, modelset, options, drawn, device)))
+        drawn.path.unlink(missing_ok=True)
+        files.write_meta(out / "manifest.csv", options, base=str(base), models=str(models or ""), pictures=count)
 
 
-RUN = ".run"  # names what an unfinished folder's pictures were drawn with
+def _samples(base, modelset, options, drawn, device):
+    """(row, picture) of every sample of every model, or of the base where there is no model set."""
+    if modelset is None:
+        yield from _draw(base, base, {}, {"model_id": "base", "method": "base", "defence": "epsilon=0", "seed": "0"}, options, drawn)
+        return
+    for row in modelset.rows():
+        yield from _of_model(base, modelset, row, options, drawn, device)
 
 
-def _keep_what_belongs(out, run):
-    if not ((out / RUN).is_file() and (out / RUN).read_text(encoding="utf-8") == run):
-        shutil.rmtree(out, ignore_errors=True)
-        files.write_text(out / RUN, run)
+class _Drawn:
+    """Which pictures of an unfinished folder this very run has drawn, noted in a file named after what it draws with. Nothing else in the folder is touched."""
+
+    def __init__(self, out, run):
+        self.out, self.path = out, out / f".drawn-{run}"
+        for old in out.glob(".drawn-*"):
+            if old != self.path:
+                old.unlink()
+        out.mkdir(parents=True, exist_ok=True)
+        self.names = set(self.path.read_text(encoding="utf-8").splitlines()) if self.path.is_file() else set()
+
+    def pictures(self, rows):
+        """The pictures of `rows`, or None if one is not drawn yet."""
+        from PIL import Image
+
+        paths = [imageset.place(self.out, row) for row in rows]
+        if not all(row["image_id"] in self.names and path.is_file() for row, path in zip(rows, paths, strict=True)):
+            return None
+        return [np.asarray(Image.open(path).convert("RGB")) for path in paths]
+
+    def note(self, rows):
+        """Note that the pictures of `rows` are written."""
+        with open(self.path, "a", encoding="utf-8") as handle:
+            handle.writelines(f"{row['image_id']}\n" for row in rows)
 
 
-def _of_model(base, modelset, row, options, out, device):
+def _of_model(base, modelset, row, options, drawn, device):
     """(row, picture) of every sample of one private model."""
     folder, facts = modelset.path(row), {name: row[name] for name in ("model_id", "method", "defence", "seed")}
     if (folder / GENERATOR_FILE).is_file():
@@ -62,7 +81,7 @@ def _of_model(base, modelset, row, options, out, device):
     file = folder / CLASS_FILE
     contexts = load_class_contexts(file, base.unet.config.cross_attention_dim) if file.is_file() else {}
     with load_tuned(base, modelset, row) as tuned:
-        yield from _draw(base, tuned, contexts, facts, options, out)
+        yield from _draw(base, tuned, contexts, facts, options, drawn)
 
 
 def captions_of(options):
@@ -75,7 +94,7 @@ def captions_of(options):
     return found
 
 
-def _draw(base, model, contexts, facts, options, out):
+def _draw(base, model, contexts, facts, options, drawn):
     turn, null = captions_of(options), model.encode_text([""])
     for label, caption in runtime.progress(dict.fromkeys(turn), f"sample {facts['model_id']}"):
         context = contexts[label][None].to(base.device) if label in contexts else model.encode_text([caption])
@@ -83,20 +102,12 @@ def _draw(base, model, contexts, facts, options, out):
         for first in range(0, len(indices), options.batch):
             part = indices[first : first + options.batch]
             rows = [_row(index, label, caption, facts) for index in part]
-            pictures = _drawn_before([imageset.place(out, row) for row in rows])
+            pictures = drawn.pictures(rows)
             if pictures is None:
                 noise = starting_noise(base.latent_shape, *(("sample-classes", options.seed, index) for index in part))
                 pictures = from_tensor(base.decode(_latents(base, model, null, context, noise, options)))
             yield from zip(rows, pictures, strict=True)
-
-
-def _drawn_before(paths):
-    """The pictures at `paths`, or None if one is missing."""
-    from PIL import Image
-
-    if not all(path.is_file() for path in paths):
-        return None
-    return [np.asarray(Image.open(path).convert("RGB")) for path in paths]
+            drawn.note(rows)
 
 
 def _row(index, label, caption, facts):
