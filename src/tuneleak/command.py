@@ -103,6 +103,7 @@ def run(parser, argv=None):
     """Parse, call the verb's function, and turn an `InputError` into exit code 2 without a traceback."""
     namespace = parser.parse_args(argv)
     runtime.die_with_parent()
+    runtime.keep_freed_memory()
     verb = namespace.verb
     try:
         arguments = {argument.name: getattr(namespace, argument.name) for argument in verb.arguments if hasattr(namespace, argument.name)}

@@ -1,4 +1,4 @@
-"""The process a job runs in: device, threads, progress, and dying with its parent."""
+"""The process a job runs in: device, memory, progress, and dying with its parent."""
 
 import contextlib
 import ctypes
@@ -50,6 +50,21 @@ def progress(items, description, total=None):
     from tqdm import tqdm
 
     return tqdm(items, desc=description, total=total, disable=not sys.stderr.isatty(), dynamic_ncols=True)
+
+
+def keep_freed_memory():
+    """Let glibc keep what one step frees for the next.
+
+    By its defaults it maps every large block anew, which the kernel has to clear page by page: a fifth of the time of a small network's call. At most half a
+    gigabyte stays unused; a block of a quarter or more is still mapped by itself. Nothing happens under another C library, or where the environment
+    (`MALLOC_MMAP_THRESHOLD_`, `MALLOC_TRIM_THRESHOLD_`) has decided.
+    """
+    if not sys.platform.startswith("linux") or any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    library = ctypes.CDLL(None)
+    if hasattr(library, "gnu_get_libc_version"):
+        library.mallopt(-3, 1 << 28)  # M_MMAP_THRESHOLD
+        library.mallopt(-1, 1 << 29)  # M_TRIM_THRESHOLD
 
 
 def put_this_python_first():

@@ -153,3 +153,29 @@ def _runs(pid):
             return handle.read().rpartition(")")[2].split()[0] != "Z"
     except OSError:  # no such file, or the process ended while it was read
         return False
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts page faults as Linux does")
+@pytest.mark.parametrize("keep", [True, False])
+def test_freed_memory_is_not_cleared_again_by_the_kernel(keep):
+    code = f"""
+import ctypes, resource
+from tuneleak import runtime
+if not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"):
+    raise SystemExit("no glibc")
+if {keep}:
+    runtime.keep_freed_memory()
+def step():
+    blocks = [bytearray(size << 20) for size in (3, 40, 5)]
+step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    if "no glibc" in done.stderr:
+        pytest.skip("another C library")
+    assert not done.returncode, done.stderr
+    assert (int(done.stdout) < 1000) == keep  # 48 MiB are 12,288 pages, five times
