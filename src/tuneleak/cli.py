@@ -501,6 +501,8 @@ VERBS = [
         [
             BASE,
             Argument("--models", "model set of `finetune-private`, `mean-features` or `aggregate-embeddings` (none: the base itself)", required=False),
+            Argument("--start", "first of the pictures of each model (default: 0)", required=False, kind=int),
+            Argument("--stop", "picture after the last (default: all)", required=False, kind=int),
             OUT,
             DEVICE,
             DTYPE,
@@ -513,7 +515,7 @@ VERBS = [
         "tuneleak.metrics.dp_utility:measure",
         [
             IMAGES,
-            Argument("--samples", "image sets of `sample-classes` (none: the real pictures, as a bound)", many=True, required=False),
+            Argument("--samples", "image sets of `sample-classes`, all slices of them (none: the real pictures, as a bound)", many=True, required=False),
             Argument("--models", "model sets, for the change of attention weights", many=True, required=False),
             Argument("--embedder", "network behind the Frechet distance"),
             WORLD,

@@ -6,7 +6,7 @@ import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -72,8 +72,16 @@ def _add_option_flags(parser, model):
         default = info.get_default(call_default_factory=True)
         nested = isinstance(default, (BaseModel, list, dict))
         shown = json.dumps(default, default=lambda value: value.model_dump()) if nested else default
-        text = f"{info.description} (default: {shown!s})" + (" [JSON]" if nested else "")
+        choices = f"; one of {', '.join(words)}" if (words := _choices(info.annotation)) else ""
+        text = f"{info.description}{choices} (default: {shown!s})" + (" [JSON]" if nested else "")
         group.add_argument(f"--{name.replace('_', '-')}", dest=f"option_{name}", metavar="VALUE", help=text.replace("%", "%%"), default=argparse.SUPPRESS)
+
+
+def _choices(annotation):
+    """The words that an option, or an entry of its list, must be one of; none for any other option."""
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)
+    return next((words for inner in get_args(annotation) if (words := _choices(inner))), ())
 
 
 def _read_options(model, namespace):

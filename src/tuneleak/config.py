@@ -128,6 +128,13 @@ class Config(Options):
     defences: Defences = Field(description="the matrix of all attacks under all defences")
 
     @model_validator(mode="after")
+    def _has_its_own_folders(self):
+        for name, folder in self.pathvars.model_dump().items():
+            if self.preset != "embedded" and folder.split("/")[:2] == ["results", "embedded"]:
+                raise ValueError(f"pathvars.{name}: {folder!r} is where preset 'embedded' writes; give preset {self.preset!r} a folder of its own")
+        return self
+
+    @model_validator(mode="after")
     def _dp_names_exist(self):
         images, bases = ({item.name for item in group} for group in (self.images, self.bases))
         for world in self.dp_ldm.worlds:

@@ -74,10 +74,12 @@ def costs(study, network, teraflops=TERAFLOPS):
     models += [(recipe.options, row["models"]) for recipe, row in zip(study.finextract.attacker.recipes, attacker, strict=False)]  # the others train nothing
     extraction += attacker
     shake = study.shake_to_leak
+    weights = study.lora_weights
+    collected = [(weights.recipe, next(budget.weights_rows(study))["models"] + kept_models(weights) - weights.train_people * len(weights.recipe.seeds))]
     groups = {
         "finextract": (extraction, models, 0),
         "shake-to-leak": (list(budget.shake_rows(study)), _shake_models(shake), _shake_pictures(shake)),
-        "lora-weights": (list(budget.weights_rows(study)), [(study.lora_weights.recipe, row["models"]) for row in budget.weights_rows(study)], 0),
+        "lora-weights": (list(budget.weights_rows(study)), collected, 0),
         "defences": (list(budget.matrix_rows(study)), _matrix_models(study), 0),
         "dp-ldm": (private, _private_models(study.dp_ldm), study.dp_ldm.sample.samples * sum(row["models"] or 1 for row in private)),
     }
@@ -98,6 +100,18 @@ def trained_weights(options, network):
     lora = options.rank * sum(network.per_rank.get(name, 0) for name in options.target_modules) if "lora" in kind else 0
     whole = kind in ("all", "attention", "resblocks", "input", "bias", "unconditional-attention") or any(kind.startswith(name) for name in _WHOLE)
     return lora + (network.weights if whole else 0)
+
+
+def kept_models(study):
+    """How many models the training set of the weights study keeps, those on the way to finished ones among them."""
+    recipe = study.recipe
+    steps = recipe.steps_per_image * recipe.images_per_concept
+    return study.train_people * len(recipe.seeds) * -(-steps // (study.collect.snapshot_every or steps))
+
+
+def encoder_memory_gb(study, network):
+    """Memory of a job that trains an encoder of weights on all kept models: their weights, and as much again while they are read or in the encoder's form."""
+    return 2 * 4 * kept_models(study) * trained_weights(study.recipe, network) / 1e9
 
 
 def _matrix_models(study):

@@ -1,5 +1,6 @@
 """The count of UNet calls that is printed before a study runs."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,20 @@ def test_one_concept_of_everything_fits_an_afternoon_on_one_gpu():
     costs = estimate.costs(study, estimate.count())
     assert set(costs) >= {"finextract", "shake-to-leak", "lora-weights", "dp-ldm"} and 0 < sum(cost.hours for cost in costs.values()) < 4
     assert max(cost.state_gb for cost in costs.values()) < 24
+
+
+@pytest.mark.parametrize("preset", ["full", "paper"])
+def test_an_encoder_s_training_set_fits_the_memory_it_asks_for(preset):
+    study = budget.load(ROOT / "config.yaml", ROOT / f"workflow/presets/{preset}.yaml").lora_weights
+    if preset == "paper":
+        network = estimate.count()
+        assert estimate.trained_weights(study.recipe, network) == 16 * 99_648  # the published count per rank, of queries and values
+        assert estimate.kept_models(study) == 4000  # 1,000 people, after 250, 500, 750 and 1,000 steps
+    else:
+        unet = json.loads((ROOT / "resources/bases/H1/config.json").read_text())
+        network = estimate.count({name: value for name, value in unet.items() if not name.startswith("_")}, unet["sample_size"])
+    need = estimate.encoder_memory_gb(study, network)
+    assert 0 < need < study.memory_gb
 
 
 def test_a_missing_file_is_named():

@@ -134,3 +134,10 @@ def test_help_lists_every_option_with_its_default(parser, capsys):
     assert stopped.value.code == 0 and "SUPPRESS" not in shown
     for name, info in ImportOptions.model_fields.items():
         assert f"--{name.replace('_', '-')}" in shown and f"(default: {info.default})" in shown
+
+
+def test_help_lists_the_choices(parser, capsys):
+    with pytest.raises(SystemExit):
+        command.run(parser, ["attack", "run", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "one of ddim, finextract-compat (default: ddim)" in shown

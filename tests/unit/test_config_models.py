@@ -72,6 +72,7 @@ def test_a_missing_section_is_named(key):
 @pytest.mark.parametrize(
     ("path", "value", "says"),
     [
+        (["preset"], "mine", "pathvars.results: 'results/embedded' is where preset 'embedded' writes; give preset 'mine' a folder of its own"),
         (["worlds", 0, "images"], "nowhere", "image set 'nowhere', which `images` does not list"),
         (["worlds", 0, "base"], "B9", "base 'B9', which `bases` does not list"),
         (["finetune", 0, "world"], "mars", "world 'mars', which `worlds` does not list"),

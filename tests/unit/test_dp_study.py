@@ -131,6 +131,41 @@ def test_a_killed_sampling_draws_what_is_missing_and_touches_nothing_else(tiny_b
     assert (out / "mine.txt").read_text() == "kept" and not list(out.glob(".drawn-*"))
 
 
+@pytest.mark.parametrize("batch", [2, 5])
+def test_slices_of_the_samples_are_those_of_one_job(tiny_base, tmp_path, batch):
+    options = SampleOptions(prompts={"a": "picture of person ada", "b": "picture of person bob"}, samples=7, steps=2, guidance_scale=2, batch=batch)
+    sample.sample_classes(tiny_base, tmp_path / "whole", options, device="cpu")
+    for start, stop in ((0, 3), (3, 7)):
+        sample.sample_classes(tiny_base, tmp_path / f"{start}", options, start=start, stop=stop, device="cpu")
+    whole = imageset.ImageSet.load(tmp_path / "whole")
+    parts = [imageset.ImageSet.load(tmp_path / name) for name in ("0", "3")]
+    together = pd.concat([part.table for part in parts]).set_index("image_id")
+    assert sorted(together.index) == sorted(whole.table.image_id) and len(parts[0]) == 3
+    for row in whole.table.itertuples():
+        pixels = next(part.where(image_id=row.image_id) for part in parts if row.image_id in set(part.table.image_id)).pixels()
+        difference = np.abs(pixels.astype(int) - whole.where(image_id=row.image_id).pixels().astype(int)).max()
+        assert difference <= 1, "a picture does not depend on which others are drawn with it, but for rounding"
+    for start, stop in ((3, 3), (-1, 2), (0, 8), (7, None)):
+        with pytest.raises(InputError, match="the slice"):
+            sample.sample_classes(tiny_base, tmp_path / "none", options, start=start, stop=stop, device="cpu")
+
+
+def test_a_model_drawn_in_slices_is_measured_as_one(tmp_path, monkeypatch):
+    from tuneleak.models import embedders
+
+    monkeypatch.setattr(embedders, "load_embedder", lambda folder, device: Mean())
+    real = bars(tmp_path / "real", 200, 0)
+    whole = bars(tmp_path / "drawn", 100, 1, model_id="m", method="attention", seed="0", fold="", defence="epsilon=10")
+    pixels = whole.pixels()
+    for name, chosen in (("first", slice(0, 30)), ("second", slice(30, 100))):
+        imageset.write(tmp_path / name, whole.table[chosen].to_dict("records"), pixels[chosen])
+    for name, samples in (("one", ["drawn"]), ("two", ["first", "second"])):
+        dp_utility.measure(real.folder, "e", "w", "base/H1", tmp_path / f"{name}.csv", OPTIONS, samples=[tmp_path / folder for folder in samples])
+    assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "two.csv").read_bytes()
+    with pytest.raises(InputError, match="in two of the given sample sets"):
+        dp_utility.measure(real.folder, "e", "w", "base/H1", tmp_path / "x.csv", OPTIONS, samples=[tmp_path / "drawn", tmp_path / "first"])
+
+
 def test_samples_follow_the_public_grammar_in_turn(tiny_base, tmp_path):
     options = SampleOptions(prompts=PROMPTS, endings=["in red", "in blue"], samples=5, steps=2, batch=2)
     assert [caption for _, caption in sample.captions_of(options)] == [

@@ -48,20 +48,23 @@ def dp_models_of_world(wildcards):
     return dp_models(wildcards.world)
 
 
-def dp_samples_of(trained):
-    """Manifest of the samples of a training, from that of its models."""
-    return f"{RESULTS}/dp-samples/{Path(trained).relative_to(f'{RESULTS}/dp')}"
+def dp_samples(worlds=study.dp_ldm.worlds, slices=1):
+    """The first slices of what is drawn: of the bases of these worlds, then of every training there."""
+    places = [f"{world.name}/base" for world in worlds]
+    places += [f"{world.name}/{recipe.name}/{epsilon}" for world, recipe, epsilon in study.dp_ldm.cells() if world in worlds]
+    return [f"{RESULTS}/dp-samples/{place}/{number}/manifest.csv" for place in places for number in range(slices)]
 
 
 def dp_samples_of_world(wildcards):
-    trained = [dp_samples_of(path) for path in dp_models(wildcards.world)]
-    return [f"{RESULTS}/dp-samples/{wildcards.world}/base/manifest.csv", *trained]
+    return dp_samples([dp_world(wildcards)], slices=len(study.dp_ldm.shards()))
 
 
-def dp_samples():
-    """Everything drawn: of the base and of every training, world by world."""
-    drawn = [f"{RESULTS}/dp-samples/{world.name}/base/manifest.csv" for world in study.dp_ldm.worlds]
-    return drawn + [dp_samples_of(path) for path in dp_models()]
+def first_sample(wildcards):
+    return study.dp_ldm.shards()[int(wildcards.shard)][0]
+
+
+def last_sample(wildcards):
+    return study.dp_ldm.shards()[int(wildcards.shard)][1]
 
 
 def dp_image_sets():

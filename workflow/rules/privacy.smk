@@ -101,11 +101,11 @@ rule sample_base:
     input:
         base=dp_base,
     output:
-        manifest="<results>/dp-samples/{world}/base/manifest.csv",
+        manifest="<results>/dp-samples/{world}/base/{shard}/manifest.csv",
     log:
-        "<logs>/sample_base/{world}.log",
+        "<logs>/sample_base/{world}.{shard}.log",
     benchmark:
-        "<benchmarks>/sample_base/{world}.tsv"
+        "<benchmarks>/sample_base/{world}.{shard}.tsv"
     conda:
         "../../envs/models.yaml"
     threads: study.threads
@@ -116,13 +116,15 @@ rule sample_base:
     params:
         base=dp_base_folder,
         out=subpath(output.manifest, parent=True),
+        start=first_sample,
+        stop=last_sample,
         device=DEVICE,
         dtype="float32",  # what noisy steps changed is finer than bfloat16
         options=dp_sampling,
         code=code("tuneleak.finetune.sample"),
     shell:
-        "exec python -m tuneleak sample-classes --base {params.base:q} --out {params.out:q} --device {params.device}"
-        " --dtype {params.dtype} --options {params.options:q} > {log} 2>&1"
+        "exec python -m tuneleak sample-classes --base {params.base:q} --start {params.start} --stop {params.stop} --out {params.out:q}"
+        " --device {params.device} --dtype {params.dtype} --options {params.options:q} > {log} 2>&1"
 
 
 rule sample_private:
@@ -130,11 +132,11 @@ rule sample_private:
         base=dp_base,
         models="<results>/dp/{world}/{recipe}/{epsilon}/manifest.csv",
     output:
-        manifest="<results>/dp-samples/{world}/{recipe}/{epsilon}/manifest.csv",
+        manifest="<results>/dp-samples/{world}/{recipe}/{epsilon}/{shard}/manifest.csv",
     log:
-        "<logs>/sample_private/{world}.{recipe}.{epsilon}.log",
+        "<logs>/sample_private/{world}.{recipe}.{epsilon}.{shard}.log",
     benchmark:
-        "<benchmarks>/sample_private/{world}.{recipe}.{epsilon}.tsv"
+        "<benchmarks>/sample_private/{world}.{recipe}.{epsilon}.{shard}.tsv"
     conda:
         "../../envs/models.yaml"
     threads: study.threads
@@ -146,13 +148,15 @@ rule sample_private:
         base=dp_base_folder,
         models=subpath(input.models, parent=True),
         out=subpath(output.manifest, parent=True),
+        start=first_sample,
+        stop=last_sample,
         device=DEVICE,
         dtype="float32",  # what noisy steps changed is finer than bfloat16
         options=dp_sampling,
         code=code("tuneleak.finetune.sample"),
     shell:
-        "exec python -m tuneleak sample-classes --base {params.base:q} --models {params.models:q} --out {params.out:q}"
-        " --device {params.device} --dtype {params.dtype} --options {params.options:q} > {log} 2>&1"
+        "exec python -m tuneleak sample-classes --base {params.base:q} --models {params.models:q} --start {params.start} --stop {params.stop}"
+        " --out {params.out:q} --device {params.device} --dtype {params.dtype} --options {params.options:q} > {log} 2>&1"
 
 
 rule measure_real:

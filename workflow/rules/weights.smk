@@ -186,7 +186,7 @@ rule train_encoder:
     threads: study.threads
     resources:
         gpu=GPU,
-        mem_mb=gigabytes(8),
+        mem_mb=gigabytes(study.lora_weights.memory_gb),
         runtime=minutes(480),
     params:
         base=weights_base_folder,

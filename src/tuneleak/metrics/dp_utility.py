@@ -32,11 +32,8 @@ def measure(images, embedder, world, base, out, options, samples=(), models=(), 
     real, network = ImageSet.load(images), load_embedder(embedder, device)
     study = _Study(real, network, options, device)
     facts, rows = {"world": world, "base": Path(base).name}, []
-    for folder in samples:
-        drawn = ImageSet.load(folder)
-        for (_, method, defence, seed), group in drawn.table.groupby(["model_id", "method", "defence", "seed"], sort=False):
-            mine = facts | {"method": method, "defence": defence, "seed": seed}
-            rows += [mine | row for row in study.of_pictures(ImageSet(drawn.folder, group.reset_index(drop=True)))]
+    for mine, slices in by_model(samples):
+        rows += [facts | mine | row for row in study.of_pictures(slices)]
     if not samples:
         rows += [facts | {"method": "real", "defence": "", "seed": "0"} | row for row in study.of_real()]
     for folder in models:
@@ -45,6 +42,22 @@ def measure(images, embedder, world, base, out, options, samples=(), models=(), 
     files.write_meta(
         out, options, images=str(images), embedder=str(embedder), samples=[str(folder) for folder in samples], reference="fold test", size=study.size
     )
+
+
+def by_model(folders):
+    """[(method, defence and seed of a model, the ImageSets with its pictures)] of sample sets, in which a model's pictures may lie in slices.
+
+    Raises `InputError` if a picture is in two of them.
+    """
+    found = {}
+    for drawn in map(ImageSet.load, folders):
+        for key, group in drawn.table.groupby(["model_id", "method", "defence", "seed"], sort=False):
+            found.setdefault(key, []).append(ImageSet(drawn.folder, group.reset_index(drop=True)))
+    for (name, *_), slices in found.items():
+        twice = pd.concat([part.table.image_id for part in slices])
+        if twice.duplicated().any():
+            raise InputError(f"picture {twice[twice.duplicated()].iloc[0]!r} of {name} is in two of the given sample sets; give each slice once")
+    return [({"method": method, "defence": defence, "seed": seed}, slices) for (_, method, defence, seed), slices in found.items()]
 
 
 class _Study:
@@ -64,10 +77,11 @@ class _Study:
         self.reference, self.test_pixels = self._read(self.test)
         self.truth = self._numbers(self.test)
 
-    def of_pictures(self, drawn):
-        """Rows of one model's pictures."""
-        features, pixels = self._read(drawn)
-        return self._distances(features) + self._accuracies(pixels, self._numbers(drawn))
+    def of_pictures(self, slices):
+        """Rows of one model's pictures, a list of ImageSets."""
+        read = [self._read(part) for part in slices]
+        features, pixels = np.concatenate([features for features, _ in read]), torch.cat([pixels for _, pixels in read])
+        return self._distances(features) + self._accuracies(pixels, np.concatenate([self._numbers(part) for part in slices]))
 
     def of_real(self):
         """The bounds: real training pictures in the place of synthetic ones."""

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from tuneleak.options import (
     AggregateOptions,
     AuditOptions,
+    Count,
     DpUtilityOptions,
     MeanFeaturesOptions,
     Options,
@@ -75,6 +76,7 @@ class DpLdm(Options):
     epsilons: list[Rate] = Field(description="budgets; 0, the public base, is always reported")
     noiseless: bool = Field(description="also train with clipping but no noise (epsilon is infinite)")
     sample: SampleOptions = Field(description="pictures drawn from each model; prompts are filled in")
+    shard_samples: Count = Field(0, description="pictures of each model drawn by one job (0: all)")
     utility: DpUtilityOptions = Field(description="what they are good for")
     audits: list[DpAudit] = Field(description="audits, in runs of their own")
 
@@ -84,6 +86,11 @@ class DpLdm(Options):
         every = [*self.recipes, *self.mean_features, *self.aggregates]
         placed = [(world, recipe) for world in self.worlds for recipe in every if world.name in (recipe.worlds or [world.name])]
         return [(world, recipe, name) for world, recipe in placed for name in names if name in (recipe.budgets or names)]
+
+    def shards(self):
+        """The slices (start, stop) of the samples of every model that are drawn by a job each."""
+        size = self.shard_samples or self.sample.samples
+        return [(start, min(start + size, self.sample.samples)) for start in range(0, self.sample.samples, size)]
 
     def training(self, world, recipe, epsilon):
         """The options of one cell; the budget and the public grammar are filled in."""

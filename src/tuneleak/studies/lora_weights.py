@@ -57,6 +57,7 @@ class LoraWeights(Options):
     train_people: Positive = Field(description="people whose LoRAs train the attacks")
     test_people: Positive = Field(description="people whose LoRAs are attacked")
     shard_people: Positive = Field(description="people per job of collect-weights")
+    memory_gb: Positive = Field(8, description="memory that a job which trains an encoder asks for: it holds all training models, about twice")
     recipe: FinetuneOptions = Field(description="how victims, and the attacker's models, are fine-tuned (method lora)")
     collect: CollectOptions = Field(description="the attacker's data set of weights; its recipe is the one above")
     encoders: list[EncoderPlan] = Field(description="attacks and controls that are trained")
