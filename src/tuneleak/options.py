@@ -351,9 +351,11 @@ class CaptionOptions(Options):
     longest: Positive = Field(30, description="most tokens of a caption that are searched")
     beams: Positive = Field(16, description="beginnings kept while a caption is searched")
     pieces: bool = Field(False, description="also try pieces of words (names that the tokenizer splits; several times as many tokens)")
-    reach: Count = Field(4, description="places of padding that are scored behind a caption's end")
-    corpus: Positive = Field(200, description="public captions behind the directions that all captions share")
-    common: Fraction = Field(0.3, description="share of the strongest such direction below which one is not removed")
+    patience: Positive = Field(4, description="further tokens without a better caption, after which the search ends")
+    powers: list[Annotated[float, Field(ge=0)]] = Field(
+        [0.0, 0.5], min_length=1, description="by which powers of their root mean squares encodings are divided, as Adam does to an unknown degree"
+    )
+    corpus: Positive = Field(200, description="public captions behind those root mean squares")
     seed: int = Field(0, description="seed of the public captions")
 
 

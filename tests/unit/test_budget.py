@@ -48,8 +48,8 @@ def test_shake_to_leak_costs_what_its_arithmetic_says():
 def test_what_the_attacker_knows_costs_what_its_arithmetic_says():
     study = budget.load(ROOT / "config.yaml")
     rows = {row["method"]: row for row in budget.attacker_rows(study)}
-    # 2 concepts x 1 length x 6 pictures x 20 steps x batch 4, three calls each
-    assert rows["lora, drawn captions"]["training"] == 3 * 2 * 6 * 20 * 4
+    # 4 concepts x 2 lengths x 6 pictures x 20 steps x batch 4, three calls each
+    assert rows["lora, drawn captions"]["training"] == 3 * 4 * 2 * 6 * 20 * 4
     # 4 concepts x 6 pictures x 3 generations x 20 steps x 2 calls x 4 conditions; (6 + 11 x 5) photographs x 2 captions x 3 timesteps, two models
     again = 4 * 6 * 3 * 20 * 2 * 4 + 2 * 4 * (6 + 11 * 5) * 2 * 3
     assert rows["lora, looked at again"]["sampling"] == again

@@ -8,8 +8,8 @@ import torch
 from tuneleak.attacks.captions import run
 from tuneleak.attacks.captions.embeddings import changed_tokens
 from tuneleak.attacks.captions.encoder import CausalEncoder
-from tuneleak.attacks.captions.evidence import evidence, marchenko_pastur_median, squared_cosines
-from tuneleak.attacks.captions.search import Search, common_directions, public_corpus, searched_tokens
+from tuneleak.attacks.captions.evidence import Evidence
+from tuneleak.attacks.captions.search import Search, root_mean_square, search, searched_tokens
 from tuneleak.attacks.captions.updates import without_decay
 from tuneleak.errors import InputError
 from tuneleak.finetune import loop
@@ -17,7 +17,7 @@ from tuneleak.models import tokenizer
 from tuneleak.options import CaptionOptions, FinetuneOptions
 
 WORDS = [f"{first}{second}" for first in ("ba", "du", "ke", "lo", "mi") for second in ("ran", "set", "tol", "vim")]
-OPTIONS = CaptionOptions(longest=6, beams=4, reach=3)
+OPTIONS = CaptionOptions(longest=6, beams=4)
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +40,6 @@ def encoder():
     return CausalEncoder(network, words, 12)
 
 
-@pytest.fixture(scope="module")
-def common(encoder):
-    encoded = torch.stack([encoder.caption(encoder.ids(text)) for text in public_corpus(encoder.tokenizer, 30, 10)])
-    return common_directions(encoded, 0.3)
-
-
 def contexts(encoder, caption):
     """All encodings of a caption, start and padding included: what cross-attention reads."""
     return encoder.caption(encoder.ids(caption)).numpy()
@@ -61,28 +55,32 @@ def updates(encoder, caption, layers=6, rows=40, noise=0.0):
     return found
 
 
+def found(encoder, rows, options=OPTIONS, **given):
+    return Search(Evidence(rows, encoder.length), encoder, options, **given).run()
+
+
 @pytest.mark.parametrize("caption", ["keset", "baran dutol", "mivim loran keset", "dutol dutol baset kevim miran"])
-def test_plain_descent_gives_its_caption_away(encoder, common, caption):
-    found = Search(evidence(updates(encoder, caption), common.numpy()), encoder, common, OPTIONS).run()
-    assert found.text == caption and found.score > 0.999
+def test_plain_descent_gives_its_caption_away(encoder, caption):
+    best = found(encoder, updates(encoder, caption))
+    assert best.text == caption and best.score > 0.9999
 
 
-def test_the_caption_survives_noise_and_no_other_models_evidence_gives_it(encoder, common):
+def test_the_caption_survives_noise_and_no_other_models_evidence_gives_it(encoder):
     caption = "mivim loran keset"
-    noisy = Search(evidence(updates(encoder, caption, noise=0.05), common.numpy()), encoder, common, OPTIONS).run()
-    other = Search(evidence(updates(encoder, "baset duvim kiran"), common.numpy()), encoder, common, OPTIONS).run()
+    noisy, other = found(encoder, updates(encoder, caption, noise=0.05)), found(encoder, updates(encoder, "baset duvim kiran"))
     assert noisy.text == caption
     assert run.agreement(caption, other.text)["word_accuracy"] < 0.5
 
 
-def test_mending_repairs_a_wrong_word(encoder, common):
-    caption = "mivim loran keset"
-    search = Search(evidence(updates(encoder, caption), common.numpy()), encoder, common, OPTIONS)
-    (wrong,) = search.judge((), [encoder.ids("mivim loran baset")])
-    assert wrong.score < 0.99 and search.mend(wrong).text == caption
+def test_weak_later_words_are_read_beside_a_strong_beginning(encoder):
+    """What the words of a caption leave in the updates may differ by orders of magnitude; only what the beginning does not explain counts for the next."""
+    caption, random = "mivim loran keset", np.random.default_rng(2)
+    strengths = np.array([1, 0.1, 0.01, 0.001, *[0.001] * 8])[:, None]
+    rows = [random.normal(size=(40, 12)) @ (strengths * contexts(encoder, caption)) for _ in range(6)]
+    assert found(encoder, [row + 1e-6 * random.normal(size=row.shape) for row in rows]).text == caption
 
 
-def test_a_lora_gives_its_caption_away_when_it_has_learned_enough(encoder, common):
+def test_a_lora_gives_its_caption_away_when_it_has_learned_enough(encoder):
     caption, random = "dutol baset kevim", np.random.default_rng(1)
     encoded = contexts(encoder, caption)
 
@@ -93,19 +91,45 @@ def test_a_lora_gives_its_caption_away_when_it_has_learned_enough(encoder, commo
             moved = random.normal(size=(8, len(encoded))) @ encoded
             down = start + learned * moved * np.linalg.norm(start) / np.linalg.norm(moved)
             rows.append(random.normal(size=(40, 8)) @ down)
-        return Search(evidence(rows, common.numpy()), encoder, common, OPTIONS).run().text
+        return found(encoder, rows).text
 
     assert lora(30) == caption
     assert lora(0) != caption  # nothing but its random start
 
 
-def test_a_score_is_that_of_the_own_directions(encoder, common):
-    ids = encoder.ids("mivim loran keset")
-    (whole,), (half,) = (Search(share * np.eye(64), encoder, common, OPTIONS).judge((), [ids]) for share in (1, 0.5))
-    assert whole.score == pytest.approx(1) and half.score == pytest.approx(0.5) and whole.text == "mivim loran keset"
-    search = Search(evidence(updates(encoder, "baran"), common.numpy()), encoder, common, OPTIONS)
-    (at_once,), (in_parts,) = search.judge((), [ids]), search.judge(ids[:2], [ids[2:]])
-    assert at_once.score == pytest.approx(in_parts.score)
+def test_bent_encodings_are_found_by_their_power(encoder):
+    caption, spread = "baran dutol kevim", root_mean_square(encoder, 50)
+    random = np.random.default_rng(3)
+    rows = [random.normal(size=(40, 12)) @ (contexts(encoder, caption) / spread.numpy() ** 0.5) for _ in range(6)]
+    best, power = search(Evidence(rows, encoder.length), encoder, OPTIONS, spread)
+    assert (best.text, power) == (caption, 0.5) and best.score > 0.9999
+    best, power = search(Evidence(updates(encoder, caption), encoder.length), encoder, OPTIONS, spread)
+    assert (best.text, power) == (caption, 0.0)
+
+
+def test_the_best_subspace_is_that_of_principal_components():
+    """Of all subspaces of one dimension the leading eigenvectors' captures most, and their eigenvalues are what it captures; a random one captures m / d."""
+    random = torch.randn(300, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * torch.arange(1, 21)
+    held = Evidence([random], 6)
+    values, vectors = torch.linalg.eigh(held.moment)
+    assert float(values.sum()) == pytest.approx(1)
+    assert float(held.captured(vectors.T[None, -6:])) == pytest.approx(float(values[-6:].sum()))
+    others = torch.randn(2000, 6, 20, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    assert bool((held.captured(others) < values[-6:].sum()).all())
+    assert float(Evidence([torch.eye(20)], 6).captured(others[:1])) == pytest.approx(6 / 20)
+    mixed = torch.randn(6, 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64) @ vectors.T[-6:]
+    assert float(held.captured(mixed[None])) == pytest.approx(float(values[-6:].sum()))  # of a span, not of vectors
+
+
+def test_a_beginning_leaves_the_strongest_of_the_rest():
+    directions = torch.linalg.qr(torch.randn(10, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64))[0].T
+    strengths = torch.tensor([8.0, 4, 2, 1, *[1e-3] * 6], dtype=torch.float64)
+    held = Evidence([strengths[:, None] * directions], 4)
+    free, off = held.beyond(directions[:1] * 3)
+    assert free.shape == (10, 3) and torch.allclose(free @ free.T, directions[1:4].T @ directions[1:4], atol=1e-6)
+    assert torch.allclose(off, torch.eye(10, dtype=torch.float64) - directions[:1].T @ directions[:1])
+    fits = held.fit(torch.stack([directions[1], directions[0] + directions[3], directions[5], directions[2] + directions[6]]), (free, off))
+    assert fits.tolist() == pytest.approx([1, 1, 0, 0.5], abs=1e-6)
 
 
 def test_endings_after_a_beginning_are_encoded_as_the_whole_caption(encoder):
@@ -119,47 +143,14 @@ def test_endings_after_a_beginning_are_encoded_as_the_whole_caption(encoder):
     assert torch.allclose(parts[0], expected[2:], atol=1e-5) and not torch.allclose(parts[1], expected[2:], atol=1e-2)
 
 
-def test_evidence_is_the_projection_on_what_was_seen_without_what_is_common():
-    random = np.random.default_rng(0)
-    basis = np.linalg.qr(random.normal(size=(50, 50)))[0].T
-    seen, shared, unseen = basis[:5], basis[5:6], basis[6:]
-    rows = [random.normal(size=(80, 5)) @ seen + 100 * random.normal(size=(80, 1)) @ shared for _ in range(4)]
-    rows = [row + 1e-6 * random.normal(size=row.shape) for row in rows]
-    found = evidence(rows, shared)
-    assert np.allclose(found, seen.T @ seen, atol=1e-3)
-    assert np.abs(found @ shared.T).max() < 1e-9 and np.abs(np.einsum("nd,de,ne->n", unseen, found, unseen)).max() < 1e-3
-
-
-@pytest.mark.parametrize("rows", [400, 60])
-def test_squared_cosines_are_those_of_a_simulated_spike(rows):
-    """Noise N(0, 1) in 100 dimensions plus one spike of variance s: the eigenvector's cosine^2 is (1 - c / s^2) / (1 + c / s), c = d / n."""
-    random, spike, d = np.random.default_rng(3), 8.0, 100
-    measured, predicted = [], []
-    for _ in range(20):
-        direction = random.normal(size=d)
-        direction /= np.linalg.norm(direction)
-        sample = random.normal(size=(rows, d)) + np.sqrt(spike) * random.normal(size=(rows, 1)) * direction
-        values, vectors = np.linalg.eigh(sample.T @ sample / rows)
-        measured.append((vectors[:, -1] @ direction) ** 2)
-        cosines = squared_cosines(np.clip(values, 0, None), d / rows)
-        predicted.append(cosines[-1])
-        assert np.count_nonzero(cosines) <= 3  # the bulk has no say, but for an eigenvalue at its edge
-    theory = (1 - (d / rows) / spike**2) / (1 + (d / rows) / spike)
-    assert np.mean(measured) == pytest.approx(theory, abs=0.04) and np.mean(predicted) == pytest.approx(theory, abs=0.05)
-
-
-def test_the_median_of_the_marchenko_pastur_law():
-    """Gavish and Donoho 2014: the optimal threshold of a square matrix is 4 / sqrt 3 = 2.858 medians' roots."""
-    assert 4 / np.sqrt(3) / np.sqrt(marchenko_pastur_median(1.0)) == pytest.approx(2.858, abs=1e-3)
-    assert marchenko_pastur_median(1e-4) == pytest.approx(1, abs=1e-3)
-
-
-def test_decay_is_no_update():
-    before = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
-    assert without_decay(0.97 * before, before).abs().max() < 1e-7
-    moved = torch.zeros(6, 4)
-    moved[0, 0], moved[0, 1] = before[0, 1], -before[0, 0]  # at right angles to the weight
-    assert torch.allclose(without_decay(0.97 * before + moved, before).float(), moved, atol=1e-6)
+def test_decay_is_no_update_and_descent_no_decay():
+    random = torch.Generator().manual_seed(0)
+    before = torch.randn(12, 8, generator=random)
+    assert without_decay(0.97 * before, before, 3).abs().max() < 1e-6
+    moved = torch.randn(12, 3, generator=random) @ torch.randn(3, 8, generator=random)  # of rank 3, and not at right angles to the weight
+    assert torch.allclose(without_decay(before + moved, before, 3).float(), moved, atol=1e-5)
+    assert (without_decay(0.999 * before + moved, before, 3).float() - moved).norm() < 0.5 * (0.001 * before).norm()
+    assert torch.allclose(without_decay(0.97 * before, before, 8).float(), -0.03 * before, atol=1e-6)  # as many places as directions: nothing can be told
 
 
 def test_moved_embeddings_name_the_words():

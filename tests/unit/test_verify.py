@@ -139,3 +139,17 @@ def test_facts_are_found_through_the_sidecars(report_study, tmp_path):
     facts = record.facts_of(tmp_path / "metrics.csv")
     assert facts["evaluation"] == {"bootstrap": 7} and facts["extraction"] == {"steps": 20} and facts["machine"] == {"processor": "P"}
     assert record.facts_of(tmp_path / "nothing.csv") == {}
+
+
+def test_what_has_no_interval_of_its_own_is_not_compared_elsewhere(recorded, report_study):
+    derived = lambda table: table.metric.where(table.index != 3, "AS minimum detectable effect")  # noqa: E731
+    exact = {side: lambda table, side=side: table[side].where(table.index != 3, table.value) for side in ("ci_low", "ci_high")}
+    change(recorded, metric=derived, **exact)
+    record.record(recorded / "metrics.csv", recorded / "benchmarks", recorded / "reference" / "full")
+    change(recorded, value=lambda table: table.value.where(table.index != 3, 1.2 * table.value))
+    with pytest.raises(SystemExit):
+        compare(recorded)
+    assert verdicts(recorded)["differs"] == 1, "on the same machine it is"
+    report_study.meta(recorded / "metrics.csv", "processor B")
+    compare(recorded)
+    assert verdicts(recorded)["not compared"] == 1 and "differs" not in verdicts(recorded)

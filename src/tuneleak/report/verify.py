@@ -10,6 +10,8 @@ from tuneleak.errors import InputError
 from tuneleak.report import record, rows
 
 RELATIVE = 1e-3  # same seeds on the same kind of machine with the same versions: only the order of float additions may differ
+# computed from sampled numbers, but without an interval of their own: on another machine there is nothing to hold them against
+DERIVED = r"minimum detectable effect$|^Pareto frequency$"
 _SIDES = ("value", "ci_low", "ci_high", "seeds")
 
 
@@ -18,8 +20,9 @@ def verify(metrics, reference, out, resources="resources"):
 
     metrics: metrics.csv of a run; reference: paper/reference/<preset>, with a folder per recorded system; resources: the shipped
     models, named as a reason if the recorded run had others. A row agrees within a relative
-    1e-3 if both runs had the same seeds, processor and library versions, else within the combined half-widths of the two intervals. Rows
-    that only the recorded run has are missing and count as differing; rows that only this run has are listed as extra.
+    1e-3 if both runs had the same seeds, processor and library versions, else within the combined half-widths of the two intervals; what is derived from
+    sampled numbers and has no interval (`DERIVED`) is then not compared. Rows that only the recorded run has are missing and count as differing; rows that
+    only this run has are listed as extra.
     """
     recorded = sorted(Path(reference).glob("*/metrics.csv"))
     if not recorded:
@@ -38,7 +41,8 @@ def verify(metrics, reference, out, resources="resources"):
     for verdict in ("differs", "missing", "extra"):
         for _, row in result[result.verdict == verdict].iterrows():
             print(f"{verdict:8} {rows.describe(row)}: {row.value:.6g} here, {row.recorded_value:.6g} recorded, tolerance {row.tolerance:.3g}")
-    print(", ".join(f"{counts.get(verdict, 0)} {verdict}" for verdict in ("agrees", "differs", "missing", "extra")), f"of {len(result)} rows; see {out}")
+    verdicts = ("agrees", "differs", "missing", "extra", "not compared")
+    print(", ".join(f"{counts.get(verdict, 0)} {verdict}" for verdict in verdicts), f"of {len(result)} rows; see {out}")
     if counts.get("differs", 0) or counts.get("missing", 0):
         raise SystemExit(1)
 
@@ -52,7 +56,7 @@ def machine_class(facts):
 
 
 def compare(measured, recorded, same_machine):
-    """One row per key of either table: both values, the tolerance and the verdict (agrees, differs, missing, extra)."""
+    """One row per key of either table: both values, the tolerance and the verdict (agrees, differs, missing, extra, not compared)."""
     sides = [
         table[[*rows.KEY, *_SIDES]].rename(columns={name: f"{prefix}{name}" for name in _SIDES}) for table, prefix in ((measured, ""), (recorded, "recorded_"))
     ]
@@ -63,5 +67,7 @@ def compare(measured, recorded, same_machine):
     both["tolerance"] = np.where(exact, relative, np.fmax(half.fillna(0), relative))
     nothing = both.value.isna() & both.recorded_value.isna()
     agrees = ((both.value - both.recorded_value).abs() <= both.tolerance + 1e-9) | nothing
-    both["verdict"] = np.select([both._merge == "left_only", both._merge == "right_only", agrees], ["extra", "missing", "agrees"], "differs")
+    derived = both.metric.str.contains(DERIVED) & ~exact
+    cases = {"extra": both._merge == "left_only", "missing": both._merge == "right_only", "agrees": agrees, "not compared": derived}
+    both["verdict"] = np.select([*cases.values()], [*cases], "differs")
     return both.drop(columns="_merge")

@@ -22,9 +22,13 @@ class CausalEncoder:
         """Token ids -> text: pieces are joined, words separated by spaces."""
         return "".join(piece.replace("</w>", " ") for piece in self.tokenizer.convert_ids_to_tokens(list(ids))).strip()
 
-    def closing(self, used, padding=None):
-        """The end token and `padding` places behind it (None: as many as fit) after `used` tokens, the start not counted."""
-        return [self.end, *[self.pad] * (self.length if padding is None else padding)][: self.length - 1 - used]
+    def closing(self, used):
+        """The end token and the padding behind it after `used` tokens, the start not counted."""
+        return [self.end, *[self.pad] * self.length][: self.length - 1 - used]
+
+    def beginning(self, ids):
+        """Encodings `(1 + n, d)` of the start and of the n token ids of a beginning."""
+        return self.endings((), [[*ids, self.end]], start=True)[0][:-1]
 
     def caption(self, ids):
         """Encodings `(L, d)` of a whole caption of token ids: start, ids, end, padding."""

@@ -1,25 +1,23 @@
 """The verb `recover-caption`: the training caption of each model of a ModelSet, from its weights and the public base alone.
 
 `captions.csv`, one row per model: `model_id, world, base, concept, method, defence, seed` (of the model), `training` (how it was trained, as told), `caption`
-(the true one), `words` (their number), `recovered`, `score` (share of the recovered caption's directions that the evidence holds), `exact` (1 if all words
-are right), `word_accuracy` (share of the true words found in their places), `words_found` (share found anywhere), `other_accuracy` and `other_found` (the
-control: the same of what another model of the set gave, one of as many words if there is one), `layers`, `directions` (number of directions the evidence
-holds), `changed` (tokens whose embeddings moved; empty if the text encoder was not tuned).
+(the true one), `words` (their number), `recovered`, `score` (share of the updates' variance that the recovered caption captures), `exact` (1 if all words are
+right), `word_accuracy` (share of the true words found in their places), `words_found` (share found anywhere), `other_accuracy` and `other_found` (the
+control: the same of what another model of the set gave, one of as many words if there is one), `layers`, `power` (see `search`), `changed` (tokens whose
+embeddings moved; empty if the text encoder was not tuned).
 """
 
 import shutil
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-import torch
 
 from tuneleak import files, runtime
 from tuneleak.attacks.captions.embeddings import changed_tokens
 from tuneleak.attacks.captions.encoder import CausalEncoder
-from tuneleak.attacks.captions.evidence import evidence
-from tuneleak.attacks.captions.search import Search, common_directions, public_corpus
+from tuneleak.attacks.captions.evidence import Evidence
+from tuneleak.attacks.captions.search import root_mean_square, search
 from tuneleak.attacks.captions.updates import read_updates
 from tuneleak.errors import InputError
 from tuneleak.models.modelset import ModelSet
@@ -28,7 +26,7 @@ from tuneleak.models.pipeline import load_base
 MODEL_COLUMNS = ["model_id", "world", "base", "concept", "method", "defence", "seed"]
 COLUMNS = [
     *MODEL_COLUMNS, "training", "caption", "words", "recovered", "score", "exact", "word_accuracy", "words_found", "other_accuracy", "other_found", "layers",
-    "directions", "changed",
+    "power", "changed",
 ]  # fmt: skip
 
 
@@ -48,8 +46,7 @@ def recover_captions(models, base, out, options, trainings=(), device="auto"):
             raise InputError(f"{base} conditions its denoiser on more than one text encoder's output; captions are read from bases with one text encoder")
         length = min(loaded.tokenizer.model_max_length, loaded.text_encoder.config.max_position_embeddings)
         encoder = CausalEncoder(loaded.text_encoder, loaded.tokenizer, length)
-        corpus = public_corpus(loaded.tokenizer, options.corpus, length - 2, options.seed)
-        common = common_directions(torch.stack([encoder.caption(encoder.ids(text)) for text in corpus]), options.common)
+        spread = root_mean_square(encoder, options.corpus, options.seed)
         jobs = [(modelset, label, row) for modelset, label in zip(sets, labels, strict=True) for row in modelset.rows()]
         stamps = files.stamps([*(item.folder for item in sets), loaded.folder])
         partial = out.with_name(f".{out.name}.partial-{files.digest([options.model_dump(mode='json'), stamps, labels])}")
@@ -57,28 +54,27 @@ def recover_captions(models, base, out, options, trainings=(), device="auto"):
         for number, (modelset, label, row) in enumerate(runtime.progress(jobs, "captions from weights")):
             path = partial / f"{number:05d}.json"
             if not path.is_file():
-                files.write_json(path, _recover(loaded, modelset, row, encoder, common, options))
+                files.write_json(path, _recover(loaded, modelset, row, encoder, spread, options))
             found.append({name: row[name] for name in MODEL_COLUMNS} | {"training": label} | files.read_json(path))
         files.write_csv(out, with_control(pd.DataFrame(found))[COLUMNS])
         files.write_meta(out, options, models=[*map(str, models)], base=str(base), trainings=labels, device=str(device))
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _recover(base, modelset, row, encoder, common, options):
+def _recover(base, modelset, row, encoder, spread, options):
     updates = read_updates(base, modelset, row)
     tokens, changed = None, ""
     if updates.embeddings is not None:
         tokens = [token for token in changed_tokens(*updates.embeddings) if token not in encoder.tokenizer.all_special_ids]
         changed = len(tokens)
     if updates.rows and tokens != []:
-        held = evidence(updates.rows, common.numpy())
-        best = Search(held, encoder, common, options, tokens).run()
-        text, score, directions = best.text, best.score, float(np.trace(held))
+        best, power = search(Evidence(updates.rows, encoder.length), encoder, options, spread, tokens)
+        text, score = best.text, best.score
     else:  # words without an order
-        text, score, directions = encoder.text(tokens or []), None, 0.0
+        text, score, power = encoder.text(tokens or []), None, None
     true = row["caption"].lower()
     facts = {"caption": true, "words": len(true.split()), "recovered": text, "score": score, **agreement(true, text)}
-    return facts | {"layers": len(updates.rows), "directions": directions, "changed": changed}
+    return facts | {"layers": len(updates.rows), "power": power, "changed": changed}
 
 
 def agreement(true, recovered):

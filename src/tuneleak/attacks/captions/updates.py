@@ -7,6 +7,8 @@ encodings of the caption it was trained under (Wu, Zhang and Wu, arXiv 2410.0303
 import re
 from dataclasses import dataclass
 
+import torch
+
 from tuneleak import files
 from tuneleak.errors import InputError
 from tuneleak.models import weights
@@ -38,18 +40,27 @@ def read_updates(base, modelset, row):
         raise InputError(f"model {row['model_id']} holds adapters other than one plain LoRA; captions are read from a {LORA_FILE} and from whole networks only")
     with load_tuned(base, modelset, row) as tuned:
         after = dict(tuned.unet.named_modules())
-        found = [without_decay(after[name].weight, module.weight) for name, module in base.unet.named_modules() if READS_TEXT.search(name)]
+        length = min(base.tokenizer.model_max_length, base.text_encoder.config.max_position_embeddings)
+        found = [without_decay(after[name].weight, module.weight, length) for name, module in base.unet.named_modules() if READS_TEXT.search(name)]
         embeddings = None
         if tuned.text_encoder is not base.text_encoder:
             embeddings = tuple(network.get_input_embeddings().weight.detach().cpu() for network in (base.text_encoder, tuned.text_encoder))
     return _checked(Updates([update for update in found if bool(update.any())], embeddings), row)
 
 
-def without_decay(after, before):
-    """after - before `(n, d)`, less what points along `before`: the decay of AdamW shrinks a weight towards zero, whatever the caption. float64."""
+def without_decay(after, before, places):
+    """after - before `(n, d)`, less what AdamW's decay has shrunk the weight by, whatever the caption. float64.
+
+    How much that is shows in the directions that a caption of so many places cannot have moved: all but the `places` strongest of the update. Plain descent
+    leaves nothing there, and then nothing is taken away.
+    """
     before = before.detach().cpu().double()
     update = after.detach().cpu().double() - before
-    return update - before * (update * before).sum() / before.square().sum().clamp_min(1e-300)
+    still = torch.linalg.svd(update, full_matrices=True)[2][places:]  # (d - places, d)
+    if not len(still):
+        return update
+    moved, weight = update @ still.T, before @ still.T
+    return update - before * (moved * weight).sum() / weight.square().sum().clamp_min(1e-300)
 
 
 def _checked(updates, row):
