@@ -96,7 +96,7 @@ def test_a_person_is_clipped_as_one(tiny_base, tiny_images):
         for parameter in parameters:
             parameter.data += 0.1 * torch.randn(parameter.shape, generator=random)
         noise, timesteps = torch.randn(8, *base.latent_shape, generator=random), torch.randint(1000, (8,), generator=random)
-        errors = data.errors_of(torch.zeros(1, dtype=torch.long), noise, timesteps)
+        errors = data.errors_of(data.pictures_of(torch.zeros(1, dtype=torch.long), 8), noise, timesteps)
         mean = torch.cat([part.flatten() for part in torch.autograd.grad(errors(network).mean(), parameters)])
         sums = gradients.make("hooks", network, parameters)
         clipped = torch.cat([part.flatten() for part in sums.clipped(errors, 1, options.privacy.clip)[0]]).detach()

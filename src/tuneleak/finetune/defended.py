@@ -78,10 +78,9 @@ class PersonRecords(private_data.PrivateRecords):
     def __len__(self):
         return 1
 
-    def errors_of(self, chosen, noise, timesteps):
+    def pictures_of(self, chosen, draws):
         """As of `Records`; row r is of picture r modulo their number."""
-        pictures = torch.arange(len(noise)) % len(self.latents)
-        return super().errors_of(pictures, noise, timesteps)
+        return torch.arange(len(chosen) * draws) % len(self.latents)
 
 
 def _private(base, job, item, recipe, out):

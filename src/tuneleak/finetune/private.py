@@ -158,7 +158,9 @@ def kind_of_sums(base, network, parameters, options, folder):
         data = private_data.NoiseRecords(base, pictures, options)
         noise = torch.randn(pictures * draws, *base.latent_shape)
         timesteps = torch.randint(len(base.alphas_cumprod), (len(noise),))
-        kind, seconds = gradients.fastest(network, parameters, data.errors_of(torch.arange(pictures), noise, timesteps), pictures, options.privacy.clip)
+        kind, seconds = gradients.fastest(
+            network, parameters, data.errors_of(torch.arange(pictures).repeat_interleave(draws), noise, timesteps), pictures, options.privacy.clip
+        )
         files.write_json(note, {"kind": kind, "seconds": seconds})
     return files.read_json(note)["kind"]
 
@@ -184,11 +186,14 @@ class Trainer:
         random = runtime.generator("dp-draws", *self.key, self.step_number)
         noise = torch.randn(len(chosen) * draws, *self.data.latents.shape[1:], generator=random)
         timesteps = torch.randint(len(self.data.base.alphas_cumprod), (len(chosen) * draws,), generator=random)
-        first = 0
-        for part in mechanism.physical_batches(chosen, draws, self.options.physical_batch):
-            rows = slice(first * draws, (first + len(part)) * draws)
-            noisy.add(self.sums.clipped(self.data.errors_of(part, noise[rows], timesteps[rows]), len(part), privacy.clip)[0])
-            first += len(part)
+        pictures, at_once = self.data.pictures_of(chosen, draws), self.options.physical_batch
+        if draws > at_once:  # records are added up piece by piece
+            for first in range(0, len(pictures), draws):
+                pieces = torch.arange(first, first + draws).split(at_once)
+                noisy.add(gradients.clipped_record(self.sums, [self._errors(pictures, noise, timesteps, rows) for rows in pieces], draws, privacy.clip)[0])
+        else:
+            for rows in torch.arange(len(pictures)).split(at_once // draws * draws) if len(pictures) else ():
+                noisy.add(self.sums.clipped(self._errors(pictures, noise, timesteps, rows), len(rows) // draws, privacy.clip)[0])
         self.contribute(noisy)
         gradient = noisy.noised(self.sigma, privacy.expected_batch, *self.key, self.step_number)
         if not bool(torch.isfinite(gradient).all()):
@@ -203,6 +208,9 @@ class Trainer:
             decay = min(self.options.ema, self.step_number / (self.step_number + 9))
             self.average.lerp_(self.vector.detach(), 1 - decay)
         self.log.append([self.step_number, float(gradient.norm()), round(time.perf_counter() - started, 3)])
+
+    def _errors(self, pictures, noise, timesteps, rows):
+        return self.data.errors_of(pictures[rows], noise[rows], timesteps[rows])
 
     def contribute(self, noisy):
         """Whatever else takes part in this step's sum: nothing here, the canaries of an audit in `tuneleak.privacy.canaries`."""

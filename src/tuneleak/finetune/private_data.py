@@ -58,10 +58,13 @@ class Records:
     def __len__(self):
         return len(self.latents)
 
-    def errors_of(self, chosen, noise, timesteps):
-        """What `gradients` calls: errors of the rows (records `chosen`, K adjacent rows each) under a network."""
-        draws = len(noise) // len(chosen)
-        rows = chosen.repeat_interleave(draws).to(self.latents.device)
+    def pictures_of(self, chosen, draws):
+        """The picture behind each row: records `chosen`, `draws` adjacent rows each."""
+        return chosen.repeat_interleave(draws)
+
+    def errors_of(self, pictures, noise, timesteps):
+        """What `gradients` calls: errors of the rows, one picture each, under a network."""
+        rows = pictures.to(self.latents.device)
         batch = Batch(self.latents[rows], noise.to(self.latents.device), timesteps.to(self.latents.device), self.conditions[rows], torch.ones(1))
 
         def errors(network):

@@ -127,7 +127,7 @@ def _losses(data, network, chosen, key, options, batch=64):
         rows = len(part) * options.draws
         noise = torch.randn(rows, *data.latents.shape[1:], generator=random)
         timesteps = torch.linspace(50, len(data.base.alphas_cumprod) - 50, options.draws).long().repeat(len(part))
-        losses.append(data.errors_of(part, noise, timesteps)(network).view(len(part), -1).mean(1).cpu())
+        losses.append(data.errors_of(data.pictures_of(part, options.draws), noise, timesteps)(network).view(len(part), -1).mean(1).cpu())
     return torch.cat(losses)
 
 

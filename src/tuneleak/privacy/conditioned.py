@@ -51,6 +51,7 @@ class Conditioned(nn.Module):
 
     def forward(self, x_t, t, condition):
         context = condition if self.embedder is None else self.embedder(condition)
+        x_t = x_t.contiguous()  # Opacus reads a convolution's input as if it lay so; of pictures in channels_last its gradients are wrong without a word
         return self.unet(x_t, t, encoder_hidden_states=context, return_dict=False)[0]
 
 

@@ -20,6 +20,22 @@ def coefficients(norms, clip):
     return 1.0 / norms.clamp(min=clip)
 
 
+def clipped_record(sums, pieces, draws, clip):
+    """(list of the clipped gradients of one record, its norm `(1,)`), as `sums.clipped`, where its `draws` rows do not fit at once.
+
+    pieces: functions as `errors_of`, of some of the rows each. Gradients are added up before the clip: one record needs no more than that.
+    """
+    with sums.quiet(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Full backward hook is firing")
+        for errors_of in pieces:
+            (errors_of(sums.network).sum() / draws).backward()
+    found = [torch.zeros_like(parameter) if parameter.grad is None else parameter.grad for parameter in sums.parameters]
+    for parameter in sums.parameters:
+        parameter.grad = None
+    norms = sum(part.square().sum() for part in found).sqrt()[None]
+    return [coefficients(norms, clip)[0] * part for part in found], norms
+
+
 class HookSums:
     """Per-picture gradients by Opacus's `GradSampleModule` around `network`, for the parameters that require gradients."""
 
@@ -27,7 +43,7 @@ class HookSums:
         from opacus import GradSampleModule
 
         self.parameters = list(parameters)
-        self.module = GradSampleModule(network, batch_first=True, loss_reduction="sum", strict=False)
+        self.network = self.module = GradSampleModule(network, batch_first=True, loss_reduction="sum", strict=False)
         wanted = {id(parameter) for parameter in self.parameters}
         self._layers = [module for module in network.modules() if {id(parameter) for parameter in module.parameters(recurse=False)} & wanted]
         for layer in self._layers:
@@ -59,6 +75,15 @@ class HookSums:
         norms = sum(sample.flatten(1).square().sum(1) for sample in samples).sqrt()
         c = coefficients(norms, clip)
         return [torch.einsum("n,n...->...", c, sample) for sample in samples], norms
+
+    @contextlib.contextmanager
+    def quiet(self):
+        """Inside, gradients are ordinary ones."""
+        self.module.disable_hooks()
+        try:
+            yield
+        finally:
+            self.module.enable_hooks()
 
     def close(self):
         """Take the hooks out again."""
@@ -129,6 +154,10 @@ class GhostSums:
                 handle.remove()
             for parameter in self.parameters:
                 parameter.requires_grad_(True)
+
+    def quiet(self):
+        """Inside, gradients are ordinary ones, as they are outside of `clipped`."""
+        return contextlib.nullcontext()
 
     def close(self):
         """Forget the marks on the parameters."""

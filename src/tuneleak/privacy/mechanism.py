@@ -30,11 +30,6 @@ def poisson_batch(records, sample_rate, *key):
     return (torch.rand(records, generator=runtime.generator("poisson", *key)) < sample_rate).nonzero().flatten()
 
 
-def physical_batches(chosen, draws, rows):
-    """Cut the records of a logical batch so that none of the pieces holds more than `rows` rows of `draws` each (one record at least)."""
-    return chosen.split(max(1, rows // draws)) if len(chosen) else ()
-
-
 class NoisySum:
     """The clipped sum of one logical batch, added up over physical ones in float32, and its noised mean."""
 
