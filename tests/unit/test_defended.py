@@ -14,11 +14,11 @@ from tuneleak.attacks.membership import shadows
 from tuneleak.attacks.membership.query import Pictures, Query
 from tuneleak.data.imageset import ImageSet
 from tuneleak.errors import InputError
-from tuneleak.finetune import defended, many, methods, private, shaken
+from tuneleak.finetune import aggregate, defended, many, mean_features, methods, private, shaken
 from tuneleak.models import batched_lora, weightset
 from tuneleak.models.modelset import ModelSet, image_ids
 from tuneleak.models.pipeline import load_base, load_tuned
-from tuneleak.options import CollectOptions, FinetuneOptions, TransformOptions
+from tuneleak.options import AggregateOptions, CollectOptions, FinetuneOptions, MeanFeaturesOptions, PrivateFinetuneOptions, TransformOptions
 from tuneleak.privacy import gradients, mechanism, release
 from tuneleak.studies.defences import Defence, FinetuneDefendedOptions, PrivateDefence, ShadowOptions, ShakeDefendedOptions
 
@@ -172,6 +172,20 @@ def test_no_two_private_models_share_noise(made, tiny_base, tiny_images, tmp_pat
     monkeypatch.setenv(mechanism.SECRET, "long and random")
     secret = mechanism.run_key(options, "H1", "a")
     assert secret[:3] == public and "random" not in str(secret) and len(secret) == 4
+
+
+def test_steps_made_without_the_secret_are_not_continued_with_it(tiny_base, tiny_images, monkeypatch):
+    base, pictures = load_base(tiny_base), ImageSet.load(tiny_images)
+    item = Defence(name="dp-10", private={"epsilon": 10, "steps": 2})
+    digests = []
+    for secret in ("", "long and random", "another one"):
+        monkeypatch.setenv(mechanism.SECRET, secret)
+        found = [private._digest(base, pictures, PrivateFinetuneOptions()), aggregate._digest(base, pictures, AggregateOptions())]
+        found += [defended._digest(base, pictures, item, RECIPE), mean_features._digest(pictures, tiny_base / "vae", MeanFeaturesOptions(), base.device)]
+        digests.append(found)
+    for found in zip(*digests, strict=True):
+        assert len(set(found)) == 3
+    assert mean_features._networks(tiny_base / "vae") != mean_features._networks(tiny_base / "unet")
 
 
 def test_the_shaken_are_asked_about_the_owners_pictures(made, tiny_base, tiny_images, tmp_path):

@@ -151,4 +151,4 @@ def _digest(base, pictures, options):
     code = [files.sha256(path) for path in (Path(__file__), Path(private.__file__), Path(private_data.__file__), Path(attachments.__file__))]
     networks = [files.sha256(path) for path in sorted(base.folder.glob("*/*.safetensors"))]
     described = {"options": options.model_dump(exclude={"seeds"}), "pictures": list(pictures.table.sha256), "networks": networks}
-    return files.digest(described | {"code": code, "device": base.device.type, "torch": torch.__version__})
+    return files.digest(described | {"code": code, "secret": mechanism.secret_key(), "device": base.device.type, "torch": torch.__version__})

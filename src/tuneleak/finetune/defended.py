@@ -198,4 +198,6 @@ def _digest(base, pictures, item, recipe: FinetuneOptions):
     code = [files.sha256(path) for folder in (here, here.parent / "privacy") for path in sorted(folder.glob("*.py"))]
     networks = [files.sha256(path) for path in sorted(base.folder.glob("*/*.safetensors"))]
     described = {"defence": item.model_dump(mode="json"), "recipe": recipe.model_dump(mode="json"), "pictures": list(pictures.table.sha256)}
-    return files.digest(described | {"networks": networks, "code": code, "device": base.device.type, "torch": torch.__version__})
+    return files.digest(
+        described | {"networks": networks, "code": code, "secret": mechanism.secret_key(), "device": base.device.type, "torch": torch.__version__}
+    )

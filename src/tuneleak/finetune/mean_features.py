@@ -57,7 +57,7 @@ def mean_features(base, images, network, world, out, options, device="auto"):
         folder.mkdir(parents=True, exist_ok=True)
         notes = []
         for seed in options.seeds:
-            trained = _Training(total, sigma, features, side, mechanism.run_key(options, METHOD, world, seed), options, device)
+            trained = _Training(total, sigma, features, side, mechanism.run_key(options, METHOD, world, _networks(network), seed), options, device)
             notes.append(_train_one(trained, private_data.largest_concept(pictures), Path(base).resolve().name, world, seed, sigma, options, out, folder))
         log = pd.concat([pd.DataFrame(note["log"], columns=["step", "loss"]).assign(model_id=note["row"]["model_id"]) for note in notes])
         files.write_csv(out / "train.csv", log[["model_id", "step", "loss"]])
@@ -184,9 +184,13 @@ def load_generator(path, side):
     return generator.eval().requires_grad_(False), classes
 
 
+def _networks(network):
+    """What tells one feature network from another: two releases of one set must not share noise."""
+    network = Path(network)
+    return files.digest([files.sha256(path) for path in ([network] if network.is_file() else sorted(network.glob("*.safetensors")))])
+
+
 def _digest(pictures, network, options, device):
     code = [files.sha256(path) for path in (Path(__file__), Path(private.__file__), Path(private_data.__file__), Path(perceptual.__file__))]
-    network = Path(network)
-    networks = [files.sha256(path) for path in ([network] if network.is_file() else sorted(network.glob("*.safetensors")))]
-    described = {"options": options.model_dump(exclude={"checkpoint_every", "seeds"}), "pictures": list(pictures.table.sha256), "networks": networks}
-    return files.digest(described | {"code": code, "device": device.type, "torch": torch.__version__})
+    described = {"options": options.model_dump(exclude={"checkpoint_every", "seeds"}), "pictures": list(pictures.table.sha256), "networks": _networks(network)}
+    return files.digest(described | {"code": code, "secret": mechanism.secret_key(), "device": device.type, "torch": torch.__version__})

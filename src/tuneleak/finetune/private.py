@@ -253,4 +253,4 @@ def _digest(base, pictures, options):
     code = [files.sha256(path) for folder in (here, here.parent / "privacy") for path in sorted(folder.glob("*.py"))]
     networks = [files.sha256(path) for path in sorted(base.folder.glob("*/*.safetensors"))]
     described = {"options": options.model_dump(exclude={"checkpoint_every", "seeds"}), "pictures": list(pictures.table.sha256), "networks": networks}
-    return files.digest(described | {"code": code, "device": base.device.type, "torch": torch.__version__})
+    return files.digest(described | {"code": code, "secret": mechanism.secret_key(), "device": base.device.type, "torch": torch.__version__})

@@ -21,8 +21,13 @@ def run_key(options, *names):
 
     Two runs on the same pictures must not share noise: what one releases minus what the other does would be free of it.
     """
+    return (*names, files.digest(options.model_dump(mode="json", exclude=_MANNER)), *secret_key())
+
+
+def secret_key():
+    """What the secret adds to a run's key, and to the digest under which its checkpoints are kept: steps made without it are not its own. () without one."""
     secret = os.environ.get(SECRET, "")
-    return (*names, files.digest(options.model_dump(mode="json", exclude=_MANNER)), *([hashlib.sha256(secret.encode()).hexdigest()] if secret else []))
+    return (hashlib.sha256(secret.encode()).hexdigest(),) if secret else ()
 
 
 def poisson_batch(records, sample_rate, *key):
