@@ -22,7 +22,7 @@ SNAKEMAKE = $(BIN)/snakemake $(OVERLAY) --cores $(CORES) --rerun-incomplete --sh
 TEX = texlive-latex-recommended texlive-fonts-recommended latexmk
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup tex reproduce report smoke resources promote verify record redraw crate test test-gpu ruff lint schema artifact pin-envs unlock clean
+.PHONY: help setup tex reproduce report smoke resources promote verify record keep take redraw crate test test-gpu ruff lint schema artifact pin-envs unlock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -72,6 +72,12 @@ verify: setup ## compare a finished run with the recorded one of the same preset
 record: setup ## record a finished run under paper/reference
 	$(RUN) record --metrics $(RESULTS)/metrics.csv --claims $(RESULTS)/claims.csv --benchmarks $(RESULTS)/benchmarks \
 	  --results $(RESULTS) --out paper/reference/$(PRESET)
+
+keep: setup ## pack the finished scores of a run, which may be unfinished, into paper/reference
+	$(RUN) keep-shards --results $(RESULTS) --out paper/reference/$(PRESET)
+
+take: setup ## put kept scores into a results folder, so that the next run goes on from them
+	$(RUN) take-shards --results $(RESULTS) --reference paper/reference/$(PRESET)
 
 redraw: setup ## draw figures, tables, claims and paper of a recorded run again, into results/redrawn/<preset>; runs no model
 	$(RUN) redraw --preset $(PRESET) --out results/redrawn/$(PRESET)

@@ -49,6 +49,7 @@ WORLD = Argument("--world", "name of the world, noted in the tables", kind=str)
 START = Argument("--start", "first concept of the split (default: 0)", required=False, kind=int)
 STOP = Argument("--stop", "concept after the last (default: all)", required=False, kind=int)
 METRICS = Argument("--metrics", "metrics.csv of a run")
+RESULTS = Argument("--results", "results folder of a run (results/<preset>)")
 MATCHES = Argument("--matches", "matches.csv of extraction attacks", many=True)
 REFERENCE = Argument("--reference", "recorded runs (paper/reference)")
 DOMAINS = [
@@ -781,11 +782,23 @@ VERBS = [
         "Describe a finished run: run-manifest.json and a Workflow Run RO-Crate.",
         "tuneleak.report.crate:crate",
         [
-            Argument("--results", "results/<preset> of the run"),
+            RESULTS,
             Argument("--configuration", "config.yaml of the checkout (default: here)", required=False),
             Argument("--overlay", "overlays that the run had, as --configfile", required=False, many=True),
             Argument("--metadata", "Snakemake's notes (default: .snakemake/metadata)", required=False),
         ],
+    ),
+    Verb(
+        "keep-shards",
+        "Pack the finished tables of scores of a run, which may be unfinished, so that another machine need not make them.",
+        "tuneleak.shards:keep_shards",
+        [RESULTS, OUT],
+    ),
+    Verb(
+        "take-shards",
+        "Put tables of scores that were kept into a results folder, where they are missing.",
+        "tuneleak.shards:take_shards",
+        [RESULTS, Argument("--reference", "folder with the shards (paper/reference/<preset>)")],
     ),
     Verb(
         "unlock",

@@ -70,6 +70,13 @@ def test_missing_pictures_are_named(report_study, tmp_path):
         pictures.draw(table, study.images, tmp_path / "out")
 
 
+def test_scores_without_their_pictures_are_drawn_as_such(report_study, tmp_path):
+    study = report_study.make(tmp_path, worlds=("identities",), methods=("lora",), attacks=("finextract",), concepts=1)
+    table = rows.read_matches(study.matches).assign(folder=str(tmp_path / "taken from a shard"))
+    pictures.draw(table, study.images, tmp_path / "out")
+    assert (tmp_path / "out" / "pictures.png").is_file()
+
+
 def test_matches_without_rows_are_refused(report_study, tmp_path):
     study = report_study.make(tmp_path, worlds=("identities",), methods=("lora",), attacks=("finextract",), concepts=1)
     table = pd.read_csv(study.matches[0]).head(0)

@@ -1,5 +1,7 @@
 """The figure of training pictures beside what each attack extracted for them."""
 
+from pathlib import Path
+
 import numpy as np
 from PIL import Image
 
@@ -83,7 +85,10 @@ def _panel(figure, panel, attacks, where, corner, size, title, labels):
             if rows.empty or not rows.match_file.iloc[0]:
                 _write(figure, size, x + _CELL / 2, y - _CELL / 2, "none", fontsize=6, color="#888888", va="center")
                 continue
-            _picture(figure, size, x, y, rows.folder.iloc[0], rows.match_file.iloc[0])
+            if Path(rows.folder.iloc[0]).is_dir():
+                _picture(figure, size, x, y, rows.folder.iloc[0], rows.match_file.iloc[0])
+            else:  # scores taken from a shard, which holds no pictures
+                _write(figure, size, x + _CELL / 2, y - _CELL / 2, "not kept", fontsize=6, color="#888888", va="center")
             best = rows.extracted.iloc[0] >= scores.loc[image_id].max()
             text = f"{rows.extracted.iloc[0]:.2f}"
             _write(figure, size, x + _CELL / 2, y - _CELL - 0.02, text, fontsize=6.5, weight="bold" if best else "normal", va="top")
