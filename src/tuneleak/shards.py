@@ -1,9 +1,9 @@
 """The verbs `keep-shards` and `take-shards`: finished tables of scores of a run that need not be finished, so that no machine computes them twice.
 
 A shard is one job's tables with their sidecars, and what Snakemake noted about that job: its parameters, among them the digest of the code, and digests of
-its inputs. `keep` packs the jobs of `SYSTEMS` found below a results folder, one file each, into `<reference>/<system>/shards/`; `take` puts them back, tables and
-notes, where they are missing. Whether a shard still holds is then for Snakemake to judge, as of any output: made under other parameters or by other code it is
-made again, otherwise it is not, nor what it was made from.
+its inputs. `keep` packs the jobs of `SYSTEMS` found below a results folder, one file each, into `<reference>/<system>/shards/`; `take` puts them back where
+they are missing, notes included. Whether a shard still holds is then for Snakemake to judge, as of any output: made under other parameters or by other code
+it is made again, otherwise it is not, nor what it was made from.
 """
 
 import base64
