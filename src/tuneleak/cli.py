@@ -92,6 +92,16 @@ VERBS = [
             OUT,
         ],
     ),
+    Verb(
+        "fetch-list",
+        "Fetch the pictures of a list, each given by a path or an address and its SHA-256, into a folder for import-images.",
+        "tuneleak.data.listed:fetch_list",
+        [
+            Argument("--pictures", "the list: a CSV with sha256 and path or url, and caption and concept if known"),
+            OUT,
+            Argument("--skip-missing", "leave out what is gone or has changed, and list it in missing.csv", required=False, kind=bool),
+        ],
+    ),
     Verb("train-autoencoder", "Train the embedded world's autoencoder.", "tuneleak.models.autoencoder:train", [IMAGE_SETS, OUT, DEVICE], AutoencoderOptions),
     Verb(
         "train-embedder",

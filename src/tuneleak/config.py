@@ -44,15 +44,17 @@ class ImageSource(Options):
     """Where an ImageSet comes from."""
 
     name: str = Field(description="name of the image set")
-    kind: Literal["population", "folder", "hub"] = Field(description="population: rendered; folder: local pictures; hub: a data set fetched by id")
-    path: str = Field("", description="the folder (folder)")
+    kind: Literal["population", "folder", "list", "hub"] = Field(
+        description="population: rendered; folder: local pictures; list: pictures by path or address and SHA-256; hub: a data set fetched by id"
+    )
+    path: str = Field("", description="the folder (folder), or the CSV that lists the pictures (list)")
     repository: str = Field("", description="hub id (hub)")
     revision: str = Field("", description="full commit hash (hub)")
-    options: ImportOptions = Field(ImportOptions(), description="how pictures are read (folder, hub)")
+    options: ImportOptions = Field(ImportOptions(), description="how pictures are read (folder, list, hub)")
 
     @model_validator(mode="after")
     def _complete(self):
-        _source_is_complete(self, {"folder"})
+        _source_is_complete(self, {"folder", "list"})
         return self
 
 

@@ -51,8 +51,8 @@ def one_of(items):
     return "|".join(re.escape(name) for name in sorted(names)) or "(?!)"
 
 
-def of_kind(sources, kind):
-    return one_of(source for source in sources if source.kind == kind)
+def of_kind(sources, *kinds):
+    return one_of(source for source in sources if source.kind in kinds)
 
 
 def gigabytes(count):
@@ -219,6 +219,10 @@ def world_names():
 
 def n_images(wildcards):
     return next(recipe.options.images_per_concept for recipe in study.finetune if recipe.world == wildcards.world)
+
+
+def skip_missing_flag(wildcards):
+    return "--skip-missing" if image_source(wildcards).options.skip_broken else ""
 
 
 def image_path(wildcards):

@@ -73,6 +73,33 @@ rule fetch_images:
         "exec python -m tuneleak fetch --kind dataset --repository {params.repository:q} --revision {params.revision:q} --out {params.out:q} > {log} 2>&1"
 
 
+rule fetch_listed:
+    input:
+        pictures=image_path,
+    output:
+        sidecar="<results>/fetched/{images}/fetch.meta.json",
+        table="<results>/fetched/{images}/metadata.csv",
+    log:
+        "<logs>/fetch_listed/{images}.log",
+    benchmark:
+        "<benchmarks>/fetch_listed/{images}.tsv"
+    wildcard_constraints:
+        images=of_kind(study.images, "list"),
+    retries: 2
+    conda:
+        "../../envs/models.yaml"
+    threads: 1
+    resources:
+        mem_mb=gigabytes(2),
+        runtime=minutes(240),
+    params:
+        out=subpath(output.sidecar, parent=True),
+        skip=skip_missing_flag,
+        code=code("tuneleak.data.listed"),
+    shell:
+        "exec python -m tuneleak fetch-list --pictures {input.pictures:q} --out {params.out:q} {params.skip} > {log} 2>&1"
+
+
 rule import_fetched:
     input:
         sidecar="<results>/fetched/{images}/fetch.meta.json",
@@ -83,7 +110,7 @@ rule import_fetched:
     benchmark:
         "<benchmarks>/import_fetched/{images}.tsv"
     wildcard_constraints:
-        images=of_kind(study.images, "hub"),
+        images=of_kind(study.images, "hub", "list"),
     conda:
         "../../envs/models.yaml"
     threads: 1
