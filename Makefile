@@ -86,7 +86,7 @@ crate: setup ## describe a finished run: run-manifest.json and a Workflow Run RO
 	$(RUN) crate --results $(RESULTS) $(if $(OVERLAY),--overlay $(PRESETS))
 
 test: setup ruff ## formatting, lint, dry runs of all presets, unit tests, and the smoke preset end to end
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder # threads of two workers would wait for each other
 
 test-gpu: setup ## one step of every stage at full size on a GPU, in bfloat16; skipped where there is none
 	$(BIN)/python -m pytest -m gpu -rs

@@ -14,6 +14,7 @@ import argparse
 import csv
 import hashlib
 import importlib.util
+import json
 import random
 import shutil
 import signal
@@ -24,6 +25,7 @@ import time
 from pathlib import Path
 
 import psutil
+from safetensors import safe_open
 
 PRESET = ("--configfile", "workflow/presets/smoke.yaml")
 KINDS = {  # kind of job: what it makes below results/smoke, its sole output folder unless it is a file
@@ -39,7 +41,7 @@ KINDS = {  # kind of job: what it makes below results/smoke, its sole output fol
     "train_base": "resources/bases/H1/config.json",
 }
 SINGLE = {"calibrate", "evaluate_finextract", "shake_scores"}  # their folder holds others' files too
-SAME = {".csv", ".json", ".png", ".safetensors"}  # of these every bit counts, of sidecars none
+SAME = {".csv", ".json", ".png", ".safetensors"}  # of these every bit counts (see `content`), of sidecars none
 COLUMNS = ["kill", "kind", "victim", "after", "left", "orphans", "recovered", "equal", "different"]
 
 
@@ -52,7 +54,22 @@ def made_by(clone, kind):
         for path in paths
         if path.is_file() and path.suffix in SAME and ".meta." not in path.name and "/." not in str(path.relative_to(target.parent.parent))
     ]
-    return {str(path.relative_to(target.parent)): hashlib.sha256(path.read_bytes()).hexdigest() for path in shown}
+    return {str(path.relative_to(target.parent)): hashlib.sha256(content(path)).hexdigest() for path in shown}
+
+
+def content(path):
+    """The bytes of a file that have to come back: of weights the tensors (their header is a table in random order), of a log all but the seconds."""
+    if path.suffix == ".safetensors":
+        with safe_open(str(path), "np") as handle:
+            parts = [str(sorted((handle.metadata() or {}).items())).encode()]
+            for name in sorted(handle.keys()):
+                tensor = handle.get_tensor(name)
+                parts.append(f"{name} {tensor.dtype} {tensor.shape}".encode() + tensor.tobytes())
+        return b"".join(parts)
+    if path.name == "train.csv":
+        with open(path, newline="") as handle:
+            return json.dumps([{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(handle)]).encode()
+    return path.read_bytes()
 
 
 def remove(clone, kind):
