@@ -76,7 +76,8 @@ record: setup ## record a finished run under paper/reference
 keep: setup ## pack the finished scores of a run, which may be unfinished, into paper/reference
 	$(RUN) keep-shards --results $(RESULTS) --out paper/reference/$(PRESET)
 
-take: setup ## put kept scores into a results folder, so that the next run goes on from them
+take: setup unlock ## put kept scores into a results folder, so that the next run goes on from them
+	$(SNAKEMAKE) --until render assemble # what they share with unfinished jobs must be older than they are
 	$(RUN) take-shards --results $(RESULTS) --reference paper/reference/$(PRESET)
 
 redraw: setup ## draw figures, tables, claims and paper of a recorded run again, into results/redrawn/<preset>; runs no model
