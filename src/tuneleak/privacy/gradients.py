@@ -25,6 +25,8 @@ def clipped_record(sums, pieces, draws, clip):
 
     pieces: functions as `errors_of`, of some of the rows each. Gradients are added up before the clip: one record needs no more than that.
     """
+    for parameter in sums.parameters:
+        parameter.grad = None  # whatever is left there would be another record's, and break the bound
     with sums.quiet(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Full backward hook is firing")
         for errors_of in pieces:
