@@ -4,9 +4,12 @@ import importlib
 from pathlib import Path
 
 from tuneleak import config
+from tuneleak.attacks.captions import adam
 from tuneleak.errors import InputError
+from tuneleak.finetune import methods
 from tuneleak.options import AggregateOptions, PrivateFinetuneOptions
 
+OWN_WORDS = 5  # of the captions of private people and artists
 TRAINING_CALLS = 3  # a training step costs about three forward calls per sample
 
 
@@ -96,12 +99,13 @@ def ablation_rows(study):
 
 def attacker_rows(study):
     """One dict per fine-tune under drawn captions, and per recipe of the main study that is looked at again (caption conditions, people, the base on tune
-    concepts). Reading captions from weights asks no UNet."""
+    concepts). Reading captions from whole weights that Adam trained asks the UNet for gradients."""
     knobs, plan = study.finextract, study.finextract.attacker
     for recipe in plan.recipes:
         options, models = recipe.options, plan.concepts * len(recipe.options.seeds) * len(recipe.options.caption_words)
         training = TRAINING_CALLS * models * options.steps_per_image * options.images_per_concept * options.batch
-        yield {"world": recipe.world, "method": f"{options.method}, drawn captions", "models": models, "training": training, "sampling": 0}
+        reading = sum(models // len(options.caption_words) * _reading_calls(options, plan.recover, words) for words in options.caption_words)
+        yield {"world": recipe.world, "method": f"{options.method}, drawn captions", "models": models, "training": training, "sampling": reading}
     seen = set()
     for recipe in study.finetune:
         if recipe.world not in plan.worlds:
@@ -114,7 +118,15 @@ def attacker_rows(study):
             sampling += world.tune_concepts * len(options.seeds) * size * _calls(knobs.tune_generations_per_image, knobs.steps, "base")
         judged = size + plan.people.photographs * (1 + plan.people.strangers)  # at most
         sampling += 2 * models * judged * len(plan.people.captions) * len(plan.people.timesteps) * plan.people.draws
+        sampling += models * _reading_calls(options, plan.recover, OWN_WORDS) * ("recovered" in plan.conditions)
         yield {"world": recipe.world, "method": f"{options.method}, looked at again", "models": models, "training": 0, "sampling": sampling}
+
+
+def _reading_calls(options, recover, words):
+    """Calls of reading one caption of so many words from the weights of a model with the fine-tuning `options`, at most."""
+    if not (recover.draws and options.optimizer == "adamw" and methods.trains_whole_weights(options.method)):
+        return 0
+    return TRAINING_CALLS * adam.gradients(recover, words) + adam.PICTURES * adam.STEPS
 
 
 def private_rows(study):

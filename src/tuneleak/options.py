@@ -356,7 +356,9 @@ class CaptionOptions(Options):
         [0.0, 0.5], min_length=1, description="by which powers of their root mean squares encodings are divided, as Adam does to an unknown degree"
     )
     corpus: Positive = Field(200, description="public captions behind those root mean squares")
-    seed: int = Field(0, description="seed of the public captions")
+    draws: int = Field(32, ge=0, description="gradients drawn per caption to undo Adam's own divisors where whole weights were trained (0: powers only)")
+    rounds: Count = Field(16, description="captions of which changes are tried, with those divisors")
+    seed: int = Field(0, description="seed of the public captions and of the gradients")
 
 
 class PeopleOptions(Options):

@@ -53,8 +53,17 @@ def test_what_the_attacker_knows_costs_what_its_arithmetic_says():
     # 4 concepts x 6 pictures x 3 generations x 20 steps x 2 calls x 4 conditions; (6 + 11 x 5) photographs x 2 captions x 3 timesteps, two models
     again = 4 * 6 * 3 * 20 * 2 * 4 + 2 * 4 * (6 + 11 * 5) * 2 * 3
     assert rows["lora, looked at again"]["sampling"] == again
-    assert rows["dreambooth, looked at again"]["sampling"] == again + 2 * 6 * 5 * 20 * 2  # the base on two tune concepts
-    assert sum(row["training"] + row["sampling"] for row in rows.values()) < 60_000, "about two minutes on two cores, with what starting jobs costs"
+    assert rows["lora, drawn captions"]["sampling"] == 0
+
+    # 4 concepts; 16 draws of each of 1 + 4 (words + 4, at most 10) beginnings, of 1 + 4 x 6 changed captions, and 4 times as many of 2 + 6 last ones; twice 100
+    # to see where gradients are large; three calls each; 16 pictures in 20 steps
+    def reading(words):
+        return 3 * (16 * (1 + 4 * min(words + 4, 10) + 25 + 4 * 8) + 200) + 320
+
+    drawn = [row["sampling"] for row in budget.attacker_rows(study) if row["method"] == "dreambooth, drawn captions"]
+    assert drawn == [0, 4 * (reading(1) + reading(3))]  # plain descent is read without
+    assert rows["dreambooth, looked at again"]["sampling"] == again + 2 * 6 * 5 * 20 * 2 + 4 * reading(5)  # with the base on two tune concepts
+    assert sum(row["training"] + row["sampling"] for row in rows.values()) < 130_000, "at most four minutes on two cores"
 
 
 # Of one sample, on two cores, start-up and everything else included. Measured: the default preset's 1.6 million calls in 42 minutes (2.3e6) on two cores of a

@@ -5,15 +5,18 @@ import pandas as pd
 import pytest
 import torch
 
-from tuneleak.attacks.captions import run
+from tuneleak.attacks.captions import adam, run
 from tuneleak.attacks.captions.embeddings import changed_tokens
 from tuneleak.attacks.captions.encoder import CausalEncoder
 from tuneleak.attacks.captions.evidence import Evidence
 from tuneleak.attacks.captions.search import Search, root_mean_square, search, searched_tokens
-from tuneleak.attacks.captions.updates import without_decay
+from tuneleak.attacks.captions.updates import READS_TEXT, Updates, read_updates, without_decay
 from tuneleak.errors import InputError
 from tuneleak.finetune import loop
+from tuneleak.finetune.objective import Batch, denoising_errors
 from tuneleak.models import tokenizer
+from tuneleak.models.modelset import ModelSet
+from tuneleak.models.pipeline import load_base
 from tuneleak.options import CaptionOptions, FinetuneOptions
 
 WORDS = [f"{first}{second}" for first in ("ba", "du", "ke", "lo", "mi") for second in ("ran", "set", "tol", "vim")]
@@ -56,7 +59,7 @@ def updates(encoder, caption, layers=6, rows=40, noise=0.0):
 
 
 def found(encoder, rows, options=OPTIONS, **given):
-    return Search(Evidence(rows, encoder.length), encoder, options, **given).run()
+    return Search(Evidence([rows], encoder.length), encoder, options, **given).run()
 
 
 @pytest.mark.parametrize("caption", ["keset", "baran dutol", "mivim loran keset", "dutol dutol baset kevim miran"])
@@ -101,22 +104,22 @@ def test_bent_encodings_are_found_by_their_power(encoder):
     caption, spread = "baran dutol kevim", root_mean_square(encoder, 50)
     random = np.random.default_rng(3)
     rows = [random.normal(size=(40, 12)) @ (contexts(encoder, caption) / spread.numpy() ** 0.5) for _ in range(6)]
-    best, power = search(Evidence(rows, encoder.length), encoder, OPTIONS, spread)
+    best, power = search(Evidence([rows], encoder.length), encoder, OPTIONS, spread)
     assert (best.text, power) == (caption, 0.5) and best.score > 0.9999
-    best, power = search(Evidence(updates(encoder, caption), encoder.length), encoder, OPTIONS, spread)
+    best, power = search(Evidence([updates(encoder, caption)], encoder.length), encoder, OPTIONS, spread)
     assert (best.text, power) == (caption, 0.0)
 
 
 def test_the_best_subspace_is_that_of_principal_components():
     """Of all subspaces of one dimension the leading eigenvectors' captures most, and their eigenvalues are what it captures; a random one captures m / d."""
     random = torch.randn(300, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * torch.arange(1, 21)
-    held = Evidence([random], 6)
-    values, vectors = torch.linalg.eigh(held.moment)
+    held = Evidence([[random]], 6)
+    values, vectors = torch.linalg.eigh(held.moments[0])
     assert float(values.sum()) == pytest.approx(1)
     assert float(held.captured(vectors.T[None, -6:])) == pytest.approx(float(values[-6:].sum()))
     others = torch.randn(2000, 6, 20, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     assert bool((held.captured(others) < values[-6:].sum()).all())
-    assert float(Evidence([torch.eye(20)], 6).captured(others[:1])) == pytest.approx(6 / 20)
+    assert float(Evidence([[torch.eye(20)]], 6).captured(others[:1])) == pytest.approx(6 / 20)
     mixed = torch.randn(6, 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64) @ vectors.T[-6:]
     assert float(held.captured(mixed[None])) == pytest.approx(float(values[-6:].sum()))  # of a span, not of vectors
 
@@ -124,9 +127,9 @@ def test_the_best_subspace_is_that_of_principal_components():
 def test_a_beginning_leaves_the_strongest_of_the_rest():
     directions = torch.linalg.qr(torch.randn(10, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64))[0].T
     strengths = torch.tensor([8.0, 4, 2, 1, *[1e-3] * 6], dtype=torch.float64)
-    held = Evidence([strengths[:, None] * directions], 4)
+    held = Evidence([[strengths[:, None] * directions]], 4)
     free, off = held.beyond(directions[:1] * 3)
-    assert free.shape == (10, 3) and torch.allclose(free @ free.T, directions[1:4].T @ directions[1:4], atol=1e-6)
+    assert free.shape == (1, 10, 3) and torch.allclose(free[0] @ free[0].T, directions[1:4].T @ directions[1:4], atol=1e-6)
     assert torch.allclose(off, torch.eye(10, dtype=torch.float64) - directions[:1].T @ directions[:1])
     fits = held.fit(torch.stack([directions[1], directions[0] + directions[3], directions[5], directions[2] + directions[6]]), (free, off))
     assert fits.tolist() == pytest.approx([1, 1, 0, 0.5], abs=1e-6)
@@ -201,3 +204,93 @@ def test_a_model_that_learned_nothing_of_text_is_refused(tiny_base, tiny_images,
         run.recover_captions([models], tiny_base, tmp_path / "captions.csv", CaptionOptions(), device="cpu")
     with pytest.raises(InputError, match="labels"):
         run.recover_captions([models], tiny_base, tmp_path / "captions.csv", CaptionOptions(), ["a", "b"], device="cpu")
+
+
+def reading_layers(base):
+    return [name for name, _ in base.unet.named_modules() if READS_TEXT.search(name)]
+
+
+def test_divisors_are_the_second_moments_of_the_weights_gradients(tiny_base, monkeypatch):
+    """e_j^T C_i e_j, got from the layers' outputs, against the squared gradients of the weights themselves, sample by sample."""
+    monkeypatch.setattr(adam, "RANK", 10_000)
+    base = load_base(tiny_base)
+    latents = torch.randn(3, *base.latent_shape, generator=torch.Generator().manual_seed(0))
+    names = reading_layers(base)
+    divisors = adam.Divisors(base, names, latents, draws=6, batch=4)
+    context = base.encode_text(["picture of person ada"])
+    layers = [dict(base.unet.named_modules())[name] for name in names]
+    expected = [torch.zeros_like(layer.weight) for layer in layers]
+    assert float(divisors.weights.sum()) == pytest.approx(1) and divisors.timesteps.tolist() == sorted(divisors.timesteps.tolist())
+    for layer in layers:
+        layer.weight.requires_grad_(True)
+    for number in range(6):
+        told = Batch(divisors.latents[[number]], divisors.noise[[number]], divisors.timesteps[[number]], context, torch.ones(1))
+        loss = denoising_errors(base.output, told, base.alphas_cumprod, base.prediction_type).sum()
+        for sum_, gradient in zip(expected, torch.autograd.grad(loss, [layer.weight for layer in layers]), strict=True):
+            sum_ += divisors.weights[number] * gradient.square()
+    for layer in layers:
+        layer.weight.requires_grad_(False)
+    for factors, moment in zip(divisors.factors(context[0]), expected, strict=True):
+        assert torch.allclose(adam.moments(factors, context)[0], moment, rtol=1e-3, atol=1e-6 * float(moment.max()))
+
+
+def test_timesteps_are_drawn_where_gradients_are_large_and_weigh_the_less(tiny_base):
+    base = load_base(tiny_base)
+    latents = torch.randn(3, *base.latent_shape, generator=torch.Generator().manual_seed(0))
+    divisors = adam.Divisors(base, reading_layers(base), latents, draws=400)
+    assert float(divisors.density.sum()) == pytest.approx(1) and float(divisors.density.min()) >= 0.1 / len(divisors.density) - 1e-12
+    drawn = torch.bincount(divisors.timesteps * adam.INTERVALS // len(divisors.density), minlength=adam.INTERVALS) / 400
+    assert torch.allclose(drawn, divisors.density.view(adam.INTERVALS, -1).sum(1).float(), atol=0.01)
+    mean = float((divisors.weights * divisors.timesteps).sum())  # weighted, timesteps are uniform again
+    assert mean == pytest.approx((len(divisors.density) - 1) / 2, rel=0.02)
+
+
+def bent(base, encodings, divisors, seed=0):
+    """Updates as Adam leaves them: combinations of encodings, every entry divided by the root of its moment."""
+    random, rows = torch.Generator().manual_seed(seed), []
+    for factors in divisors.factors(encodings):
+        combined = torch.randn(factors.shape[1], len(encodings), generator=random) @ encodings.float()
+        rows.append((combined / adam.moments(factors, encodings.float()[None])[0].sqrt()).double())
+    return rows
+
+
+def test_a_caption_behind_its_own_divisors_is_found_where_plain_reading_fails(tiny_base):
+    base = load_base(tiny_base)
+    length = base.text_encoder.config.max_position_embeddings
+    encoder = CausalEncoder(base.text_encoder, base.tokenizer, length)
+    latents = torch.randn(3, *base.latent_shape, generator=torch.Generator().manual_seed(0))
+    options = CaptionOptions(longest=3, beams=4, draws=8, rounds=4)
+    names = tuple(reading_layers(base))
+    words = searched_tokens(base.tokenizer)
+    true = tuple(words[:2])
+    rows = bent(base, encoder.caption(true), adam.Divisors(base, names, latents, options.draws, options.seed))
+    search_ = adam.AdamSearch(Updates(rows, None, names), base, encoder, options, latents)
+    explained = search_.explain(true)
+    assert explained.share > 0.999 and explained.likelihood > max(search_.likelihood(other) for other in [(), true[:1], true[::-1], (*true, words[2])])
+    assert search_.run().ids == true
+    plain = Evidence([rows], length)
+    assert float(plain.captured(encoder.caption(true)[None])) < 0.99
+    likelihood, share, _ = search_.judge([encoder.caption(true)])
+    assert float(share) < 0.99 and float(likelihood) < explained.likelihood
+
+
+def test_no_scale_of_divisors_gains_likelihood():
+    squares = torch.rand(4, 9, generator=torch.Generator().manual_seed(0)) + 0.1
+    roots = adam.geometric(squares)
+    assert torch.allclose(roots, adam.geometric(7 * squares)) and torch.allclose(roots.log().mean(1), torch.zeros(4), atol=1e-6)
+    assert torch.allclose(roots / roots[:, :1], (squares / squares[:, :1]).sqrt())
+
+
+def test_what_adam_trained_is_explained_better_with_its_divisors_undone(tiny_base, tiny_images, tmp_path):
+    models = finetuned(tiny_base, tiny_images, tmp_path / "adam", lr=1e-3, steps_per_image=20)
+    base, modelset = load_base(tiny_base), ModelSet.load(models)
+    row = modelset.rows()[0]
+    encoder = CausalEncoder(base.text_encoder, base.tokenizer, base.text_encoder.config.max_position_embeddings)
+    latents = adam.unprompted(base, modelset, row)
+    assert latents.shape == (adam.PICTURES, *base.latent_shape)
+    search_ = adam.AdamSearch(read_updates(base, modelset, row), base, encoder, CaptionOptions(draws=64), latents)
+    true = encoder.ids(row["caption"])
+    plain = [float(value) for value in search_.judge([encoder.caption(true)])[:2]]
+    assert search_.explain(true).likelihood > plain[0] and search_.explain(true).share > plain[1]
+    run.recover_captions([models], tiny_base, tmp_path / "captions.csv", CaptionOptions(longest=2, beams=2, corpus=20, draws=8, rounds=2), device="cpu")
+    assert (pd.read_csv(tmp_path / "captions.csv").divisors == "own").all()

@@ -10,34 +10,41 @@ import torch
 
 
 class Evidence:
-    """The updates' second moment. rows: list of `(n_i, d)`; every layer is scaled to mean square 1, because layers learn at different speeds.
-    places: number of a caption's encodings, start and padding included. All tensors are float64."""
+    """Second moments of updates. groups: lists of rows `(n_i, d)`, each with noise of its own; within a group every part is scaled to mean square 1, because
+    layers learn at different speeds. places: number of a caption's encodings, start and padding included. All tensors are float64."""
 
-    def __init__(self, rows, places):
-        parts = [torch.as_tensor(part, dtype=torch.float64) for part in rows]
-        stack = torch.cat([part / part.square().mean().sqrt() for part in parts if bool(part.any())])
-        self.moment, self.places = stack.T @ stack / stack.square().sum(), places
+    def __init__(self, groups, places):
+        self.moments, self.places = torch.stack([_moment(parts) for parts in groups]), places  # (g, d, d), of trace 1
 
     def captured(self, encodings):
-        """Share `(n,)` of the variance in the span of each caption's encodings `(n, m, d)`."""
-        basis = _orthonormal(encodings)
-        return torch.einsum("ndm,de,nem->n", basis, self.moment, basis)
+        """Share `(n,)` of the variance in the span of each caption's encodings `(n, m, d)`, the mean over the groups."""
+        basis = orthonormal(encodings)
+        return torch.einsum("ndm,de,nem->n", basis, self.moments.mean(0), basis)
 
     def beyond(self, encodings):
-        """What explains best what a beginning's encodings `(k, d)` leave: orthonormal `(d, places - k)`, and the projector `(d, d)` off those encodings."""
-        basis = _orthonormal(encodings[None])[0]
-        off = torch.eye(len(self.moment), dtype=torch.float64) - basis @ basis.T
-        strongest = torch.linalg.eigh(off @ self.moment @ off)[1].flip(1)
-        return strongest[:, : max(self.places - basis.shape[1], 0)], off
+        """What explains best what a beginning's encodings `(k, d)` leave: orthonormal `(g, d, places - k)`, and the projector `(d, d)` off those encodings."""
+        basis = orthonormal(encodings[None])[0]
+        off = torch.eye(self.moments.shape[1], dtype=torch.float64) - basis @ basis.T
+        strongest = torch.linalg.eigh(off @ self.moments @ off)[1].flip(2)
+        return strongest[..., : max(self.places - basis.shape[1], 0)], off
 
     @staticmethod
-    def fit(encodings, beyond):
-        """Squared cosine `(n,)` of each next encoding `(n, d)`, less what the beginning explains, with `beyond`: 1 for one that the updates have seen."""
+    def fit(encodings, beyond, slack=0.0):
+        """Squared cosine `(n,)` of each next encoding `(n, d)`, less what the beginning explains, with `beyond`: 1 for one that the updates have seen. Of
+        several groups the product. slack: share of an encoding that counts as seen in any case, so that of encodings that the beginning nearly explains the
+        rest, which little noise turns anywhere, does not decide."""
         free, off = beyond
         own = encodings @ off
-        return (own @ free).square().sum(1) / own.square().sum(1).clamp_min(1e-300)
+        granted = slack * encodings.square().sum(1)
+        return (((own @ free).square().sum(2) + granted) / (own.square().sum(1) + granted).clamp_min(1e-300)).prod(0)
 
 
-def _orthonormal(encodings):
+def _moment(parts):
+    parts = [torch.as_tensor(part, dtype=torch.float64) for part in parts]
+    stack = torch.cat([part / part.square().mean().sqrt() for part in parts if bool(part.any())])
+    return stack.T @ stack / stack.square().sum()
+
+
+def orthonormal(encodings):
     """Orthonormal bases `(n, d, m)` of encodings `(n, m, d)`."""
     return torch.linalg.qr(encodings.transpose(1, 2))[0]

@@ -3,8 +3,8 @@
 `captions.csv`, one row per model: `model_id, world, base, concept, method, defence, seed` (of the model), `training` (how it was trained, as told), `caption`
 (the true one), `words` (their number), `recovered`, `score` (share of the updates' variance that the recovered caption captures), `exact` (1 if all words are
 right), `word_accuracy` (share of the true words found in their places), `words_found` (share found anywhere), `other_accuracy` and `other_found` (the
-control: the same of what another model of the set gave, one of as many words if there is one), `layers`, `power` (see `search`), `changed` (tokens whose
-embeddings moved; empty if the text encoder was not tuned).
+control: the same of what another model of the set gave, one of as many words if there is one), `layers`, `divisors` (undone: `own`, see
+`tuneleak.attacks.captions.adam`, or a power, see `search`), `changed` (tokens whose embeddings moved; empty if the text encoder was not tuned).
 """
 
 import shutil
@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from tuneleak import files, runtime
+from tuneleak.attacks.captions.adam import LAST, AdamSearch, unprompted
 from tuneleak.attacks.captions.embeddings import changed_tokens
 from tuneleak.attacks.captions.encoder import CausalEncoder
 from tuneleak.attacks.captions.evidence import Evidence
@@ -23,10 +24,11 @@ from tuneleak.errors import InputError
 from tuneleak.models.modelset import ModelSet
 from tuneleak.models.pipeline import load_base
 
+PLAIN = 0.99  # of the variance in one caption's span: plain descent, which divides by nothing
 MODEL_COLUMNS = ["model_id", "world", "base", "concept", "method", "defence", "seed"]
 COLUMNS = [
     *MODEL_COLUMNS, "training", "caption", "words", "recovered", "score", "exact", "word_accuracy", "words_found", "other_accuracy", "other_found", "layers",
-    "power", "changed",
+    "divisors", "changed",
 ]  # fmt: skip
 
 
@@ -68,13 +70,28 @@ def _recover(base, modelset, row, encoder, spread, options):
         tokens = [token for token in changed_tokens(*updates.embeddings) if token not in encoder.tokenizer.all_special_ids]
         changed = len(tokens)
     if updates.rows and tokens != []:
-        best, power = search(Evidence(updates.rows, encoder.length), encoder, options, spread, tokens)
-        text, score = best.text, best.score
+        text, score, divisors = _read(base, modelset, row, updates, encoder, spread, options, tokens)
     else:  # words without an order
-        text, score, power = encoder.text(tokens or []), None, None
+        text, score, divisors = encoder.text(tokens or []), None, None
     true = row["caption"].lower()
     facts = {"caption": true, "words": len(true.split()), "recovered": text, "score": score, **agreement(true, text)}
-    return facts | {"layers": len(updates.rows), "power": power, "changed": changed}
+    return facts | {"layers": len(updates.rows), "divisors": divisors, "changed": changed}
+
+
+def _read(base, modelset, row, updates, encoder, spread, options, tokens):
+    """(text, score, divisors) of the caption that explains the updates best."""
+    undo = bool(updates.names and options.draws)
+    plain = options.model_copy(update={"powers": [0]}) if undo else options
+    best, power = search(Evidence([updates.rows], encoder.length), encoder, plain, spread, tokens)
+    if not undo or best.score > PLAIN:
+        return best.text, best.score, f"power {power:g}"
+    pictures = unprompted(base, modelset, row)
+    grown = AdamSearch(updates, base, encoder, options, pictures, tokens).run([best.ids])
+    last = AdamSearch(updates, base, encoder, options.model_copy(update={"draws": LAST * options.draws}), pictures, tokens)
+    likeliest = last.improved({grown.ids, best.ids}, 1)
+    if float(last.judge([encoder.caption(best.ids)])[0]) >= likeliest.score:
+        return best.text, best.score, "power 0"
+    return likeliest.text, last.explain(likeliest.ids).share, "own"
 
 
 def agreement(true, recovered):

@@ -4,8 +4,8 @@ A token's encoding depends on the tokens before it and on none after, so a capti
 fit best what the beginning leaves unexplained. Every beginning is then ended and padded, and the caption whose encodings capture most of the updates wins;
 all captions have equally many encodings, so no length is favoured.
 
-Adam divides each entry of a gradient by its own root mean square, which bends the encodings towards equal entries. How far is not known from the weights, so
-the search is made for encodings divided by a power of their root mean squares over public captions, for several powers, 0 (plain descent) among them, and the
+Adam divides each entry of a gradient by its own root mean square, which bends the encodings towards equal entries. Where whole weights were trained the
+public base tells by how much (`tuneleak.attacks.captions.adam`); for a LoRA, whose two factors bend each other, the search is made for encodings divided by a power of their root mean squares over public captions, for several powers, 0 (plain descent) among them, and the
 one whose caption captures most is kept.
 """
 
@@ -62,12 +62,13 @@ class Search:
         self.evidence, self.encoder, self.options = evidence, encoder, options
         self.divisor = torch.ones((), dtype=torch.float64) if divisor is None else divisor
         self.tokens = searched_tokens(encoder.tokenizer, options.pieces) if tokens is None else list(tokens)
+        self.longest = min(options.longest, encoder.length - 2)
 
     def run(self):
         """The best caption found: beginnings grow token by token until `patience` longer ones were no better."""
         beginnings, best = [((), 0.0)], None
-        for length in range(1, min(self.options.longest, self.encoder.length - 2) + 1):
-            beginnings = self._longer(beginnings)
+        for length in range(1, self.longest + 1):
+            beginnings = self.longer(beginnings)
             longer = max((self.whole(ids) for ids, _ in beginnings), key=lambda found: found.score)
             if best is None or longer.score > best.score:
                 best = longer
@@ -79,7 +80,7 @@ class Search:
         """`Found` of a whole caption of token ids."""
         return Found(tuple(ids), float(self.evidence.captured(self.encoder.caption(ids)[None] / self.divisor)), self.encoder)
 
-    def _longer(self, beginnings):
+    def longer(self, beginnings):
         """The best beginnings one token longer, as (ids, sum of the logarithms of their tokens' fits)."""
         candidates = []
         for ids, fit in beginnings:
@@ -89,11 +90,12 @@ class Search:
             candidates += [((*ids, self.tokens[number]), fit + gain) for number, gain in zip(kept.indices.tolist(), more, strict=True)]
         return sorted(candidates, key=lambda item: -item[1])[: self.options.beams]
 
-    def fits(self, ids):
+    def fits(self, ids, slack=0.0):
         """How well each of the searched tokens fits behind a beginning `(tokens,)`, see `Evidence.fit`."""
         beyond = self.evidence.beyond(self.encoder.beginning(ids) / self.divisor)
         parts = [self.tokens[first : first + JUDGED_BATCH] for first in range(0, len(self.tokens), JUDGED_BATCH)]
-        return torch.cat([self.evidence.fit(self.encoder.endings(ids, [[token] for token in part])[:, 0] / self.divisor, beyond) for part in parts])
+        encoded = torch.cat([self.encoder.endings(ids, [[token] for token in part])[:, 0] for part in parts])
+        return self.evidence.fit(encoded / self.divisor, beyond, slack)
 
 
 def search(evidence, encoder, options, spread, tokens=None):

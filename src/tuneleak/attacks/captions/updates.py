@@ -22,10 +22,12 @@ READS_TEXT = re.compile(r"(^|\.)attn2\.to_[kv]$")
 @dataclass(frozen=True)
 class Updates:
     """rows: the update of each layer, float64 `(n, d)`, in whose span the caption's encodings (width d) are looked for; of a LoRA the product B A up to scale.
-    embeddings: token embeddings `(vocabulary, d')` before and after, or None if the text encoder was not tuned as a whole."""
+    embeddings: token embeddings `(vocabulary, d')` before and after, or None if the text encoder was not tuned as a whole. names: of the layers, if they
+    were tuned as a whole."""
 
     rows: list
     embeddings: tuple | None = None
+    names: tuple = ()
 
 
 def read_updates(base, modelset, row):
@@ -41,11 +43,13 @@ def read_updates(base, modelset, row):
     with load_tuned(base, modelset, row) as tuned:
         after = dict(tuned.unet.named_modules())
         length = min(base.tokenizer.model_max_length, base.text_encoder.config.max_position_embeddings)
-        found = [without_decay(after[name].weight, module.weight, length) for name, module in base.unet.named_modules() if READS_TEXT.search(name)]
+        layers = [(name, module) for name, module in base.unet.named_modules() if READS_TEXT.search(name)]
+        found = {name: without_decay(after[name].weight, module.weight, length) for name, module in layers}
         embeddings = None
         if tuned.text_encoder is not base.text_encoder:
             embeddings = tuple(network.get_input_embeddings().weight.detach().cpu() for network in (base.text_encoder, tuned.text_encoder))
-    return _checked(Updates([update for update in found if bool(update.any())], embeddings), row)
+    found = {name: update for name, update in found.items() if bool(update.any())}
+    return _checked(Updates(list(found.values()), embeddings, tuple(found)), row)
 
 
 def without_decay(after, before, places):
