@@ -5,8 +5,8 @@ fit best what the beginning leaves unexplained. Every beginning is then ended an
 all captions have equally many encodings, so no length is favoured.
 
 Adam divides each entry of a gradient by its own root mean square, which bends the encodings towards equal entries. Where whole weights were trained the
-public base tells by how much (`tuneleak.attacks.captions.adam`); for a LoRA, whose two factors bend each other, the search is made for encodings divided by a power of their root mean squares over public captions, for several powers, 0 (plain descent) among them, and the
-one whose caption captures most is kept.
+public base tells by how much (`tuneleak.attacks.captions.adam`). For a LoRA, whose two factors bend each other, the search is made for encodings divided by
+a power of their root mean squares over public captions, for several powers, 0 (plain descent) among them, and the one whose caption captures most is kept.
 """
 
 import re
