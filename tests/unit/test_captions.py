@@ -216,7 +216,7 @@ def test_divisors_are_the_second_moments_of_the_weights_gradients(tiny_base, mon
     base = load_base(tiny_base)
     latents = torch.randn(3, *base.latent_shape, generator=torch.Generator().manual_seed(0))
     names = reading_layers(base)
-    divisors = adam.Divisors(base, names, latents, draws=6, batch=4)
+    divisors = adam.Divisors(base, names, latents, draws=6)
     context = base.encode_text(["picture of person ada"])
     layers = [dict(base.unet.named_modules())[name] for name in names]
     expected = [torch.zeros_like(layer.weight) for layer in layers]
@@ -243,6 +243,17 @@ def test_timesteps_are_drawn_where_gradients_are_large_and_weigh_the_less(tiny_b
     assert torch.allclose(drawn, divisors.density.view(adam.INTERVALS, -1).sum(1).float(), atol=0.01)
     mean = float((divisors.weights * divisors.timesteps).sum())  # weighted, timesteps are uniform again
     assert mean == pytest.approx((len(divisors.density) - 1) / 2, rel=0.02)
+
+
+@pytest.mark.parametrize("n", [4, 9])
+def test_the_strongest_factors_keep_what_they_can_of_a_product(n):
+    factors = torch.randn(3, n, 6, generator=torch.Generator().manual_seed(n))
+    product = factors.mT @ factors
+    whole = adam.strongest(factors, 6)
+    assert whole.shape == (3, min(n, 6), 6) and torch.allclose(whole.mT @ whole, product, atol=1e-4)
+    two = adam.strongest(factors, 2)
+    left = torch.linalg.eigvalsh(product - two.mT @ two)
+    assert torch.allclose(left[:, 2:], torch.linalg.eigvalsh(product)[:, :4], atol=1e-4)  # the other four, and two that are gone
 
 
 def bent(base, encodings, divisors, seed=0):

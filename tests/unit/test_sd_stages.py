@@ -13,6 +13,8 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from tuneleak.attacks.captions import adam
+from tuneleak.attacks.captions.updates import READS_TEXT
 from tuneleak.attacks.extraction import finextract
 from tuneleak.attacks.extraction.generate import generate, starting_noise
 from tuneleak.attacks.extraction.pair import ModelPair
@@ -159,6 +161,19 @@ def test_weights_become_tokens_of_a_caption(base):
     found = theirs.eval()(autoencoder.Encoder.features(pairs, options), torch.tensor([10, 20]))
     base.text_encoder.to(base.device)
     assert found.z.shape == (2, 77, 768) and torch.isfinite(found.z).all() and not torch.equal(*found.z)
+
+
+def test_adams_divisors_are_told_for_every_layer_that_reads_the_caption(base, monkeypatch):
+    monkeypatch.setattr(adam, "INTERVALS", 2)
+    monkeypatch.setattr(adam, "PILOTS", 1)
+    layers = {name: module for name, module in base.unet.named_modules() if READS_TEXT.search(name)}
+    assert len(layers) == 32
+    latents = torch.randn(1, *base.latent_shape, generator=torch.Generator().manual_seed(5)).to(base.device)
+    context = base.encode_text([CAPTION])
+    found = adam.Divisors(base, list(layers), latents, draws=2).factors(context[0])
+    for factors, module in zip(found, layers.values(), strict=True):
+        assert factors.shape == (2, module.out_features, 77) and torch.isfinite(adam.moments(factors, context)).all()
+    assert sum(float(factors.square().sum()) for factors in found) > 0
 
 
 @pytest.mark.parametrize("kind", ["ghost", "hooks"])

@@ -51,8 +51,8 @@ class Divisors:
     """What Adam divides the layers `names` of a base's denoiser by, estimated from `draws` gradients of single samples on `latents` `(n, C, h, w)`. Samples,
     noise and timesteps are the same for all captions. Timesteps are drawn where gradients are large, and weigh the less."""
 
-    def __init__(self, base, names, latents, draws, seed=0, batch=32):
-        self.base, self.batch = base, batch
+    def __init__(self, base, names, latents, draws, seed=0):
+        self.base, self.batch = base, max(2048 // latents[0, 0].numel(), 4)  # 32 latents of 8 x 8 at a time, 4 of Stable Diffusion's
         modules = dict(base.unet.named_modules())
         self.layers = [modules[name] for name in names]
         generator, count = runtime.generator("divisors", seed), len(base.alphas_cumprod)
@@ -78,9 +78,8 @@ class Divisors:
         context = encodings.to(self.base.device, torch.float32)[None]
         found = []
         for parts in zip(*self._deltas(context), strict=True):
-            weighted = torch.cat(parts) * self.weights.to(self.base.device).sqrt()[:, None, None]
-            values, vectors = torch.linalg.eigh(torch.einsum("nip,niq->ipq", weighted, weighted))
-            found.append((vectors * values.clamp_min(0).sqrt()[:, None]).flip(-1)[..., :RANK].permute(2, 0, 1).contiguous())
+            weighted = (torch.cat(parts) * self.weights.to(self.base.device).sqrt()[:, None, None]).transpose(0, 1)
+            found.append(strongest(weighted, RANK).transpose(0, 1).contiguous())
         return found
 
     @torch.enable_grad()
@@ -205,6 +204,16 @@ class AdamSearch(Search):
         likelihood, share, undone = self.judge([encodings], factors)
         self.likelihoods[ids] = float(likelihood)
         return Explanation(float(likelihood), float(share), Evidence([[rows[0].cpu()] for rows in undone], self.encoder.length), factors)
+
+
+def strongest(factors, rank):
+    """Factors `(..., rank, L)` that keep the strongest directions of the `(..., L, L)` products F^T F of factors F `(..., n, L)`."""
+    n, length = factors.shape[-2:]
+    few = n <= length  # which of the two products is small
+    product = factors @ factors.mT if few else factors.mT @ factors
+    device = "cpu" if product.device.type == "mps" else product.device  # without eigenvectors there
+    values, vectors = (part.to(factors.device).flip(-1)[..., :rank] for part in torch.linalg.eigh(product.to(device)))
+    return vectors.mT @ factors if few else (vectors * values.clamp_min(0).sqrt()[..., None, :]).mT
 
 
 def moments(factors, encodings):
