@@ -303,5 +303,20 @@ def test_what_adam_trained_is_explained_better_with_its_divisors_undone(tiny_bas
     true = encoder.ids(row["caption"])
     plain = [float(value) for value in search_.judge([encoder.caption(true)])[:2]]
     assert search_.explain(true).likelihood > plain[0] and search_.explain(true).share > plain[1]
-    run.recover_captions([models], tiny_base, tmp_path / "captions.csv", CaptionOptions(longest=2, beams=2, corpus=20, draws=8, rounds=2), device="cpu")
-    assert (pd.read_csv(tmp_path / "captions.csv").divisors == "own").all()
+
+
+@pytest.mark.parametrize("knobs", [{"longest": 2, "rounds": 2}, {"longest": 6, "rounds": 9}])
+def test_reading_costs_no_more_gradients_than_is_said(tiny_base, tiny_images, tmp_path, monkeypatch, knobs):
+    models = finetuned(tiny_base, tiny_images, tmp_path / "adam", lr=1e-3, steps_per_image=8)
+    counted, asked = [], adam.Divisors._deltas
+
+    def counting(divisors, context):
+        counted.append(len(divisors.latents))
+        return asked(divisors, context)
+
+    monkeypatch.setattr(adam.Divisors, "_deltas", counting)
+    options = CaptionOptions(beams=2, corpus=20, draws=8, **knobs)
+    run.recover_captions([models], tiny_base, tmp_path / "captions.csv", options, device="cpu")
+    table = pd.read_csv(tmp_path / "captions.csv")
+    assert (table.divisors == "own").all()
+    assert 0 < sum(counted) <= len(table) * adam.gradients(options, options.longest)
