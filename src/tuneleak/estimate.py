@@ -67,17 +67,16 @@ def costs(study, network, teraflops=TERAFLOPS):
     extraction = list(budget.rows(study))
     extraction = extraction[: len(extraction) - len(private)]
     models = [(recipe.options, row["models"]) for recipe, row in zip(study.finetune, extraction, strict=True)]
-    for method, row in zip(study.finextract.ablations.methods, budget.ablation_rows(study), strict=True):
-        models.append((next(options for options, _ in models if options.method == method), row["models"]))
-        extraction.append(row)
-    attacker = list(budget.attacker_rows(study))
-    models += [(recipe.options, row["models"]) for recipe, row in zip(study.finextract.attacker.recipes, attacker, strict=False)]  # the others train nothing
-    extraction += attacker
+    ablations, attacker = list(budget.ablation_rows(study)), list(budget.attacker_rows(study))
+    recipes = [next(options for options, _ in models if options.method == method) for method in study.finextract.ablations.methods]
+    drawn = [(recipe.options, row["models"]) for recipe, row in zip(study.finextract.attacker.recipes, attacker, strict=False)]  # the others train nothing
     shake = study.shake_to_leak
     weights = study.lora_weights
     on_the_way = kept_models(weights) - weights.train_people * len(weights.recipe.seeds)
     groups = {
         "finextract": (extraction, models, 0),
+        "finextract-ablations": (ablations, [(options, row["models"]) for options, row in zip(recipes, ablations, strict=True)], 0),
+        "finextract-attacker": (attacker, drawn, 0),
         "shake-to-leak": (list(budget.shake_rows(study)), _shake_models(shake), _shake_pictures(shake)),
         "lora-weights": (list(budget.weights_rows(study)), [(weights.recipe, row["models"]) for row in budget.weights_rows(study)], 0),
         "defences": (list(budget.matrix_rows(study)), _matrix_models(study), 0),

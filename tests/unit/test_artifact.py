@@ -25,7 +25,8 @@ def test_the_shipped_file_is_up_to_date():
 
 def test_a_stale_file_is_named_and_can_be_written_anew(tmp_path, monkeypatch):
     for name in ("claims", "runs", "estimates"):
-        monkeypatch.setattr(artifact, f"{name}_table", lambda root, name=name: f"table of {name}")
+        monkeypatch.setattr(artifact, f"{name}_table", lambda *_, name=name: f"table of {name}")
+    monkeypatch.setattr(artifact, "estimated_costs", lambda root: {"paper": {}})
     text = "".join(f"before\n<!-- {name}:begin -->\nold\n<!-- {name}:end -->\n" for name in artifact.BLOCKS)
     (tmp_path / "ARTIFACT.md").write_text(text)
     with pytest.raises(InputError, match="artifact --write"):
@@ -80,6 +81,15 @@ def test_hours_follow_from_calls_and_the_rate():
     assert costs["shake-to-leak"].calls == sum(row["training"] + row["sampling"] for row in rows)
     assert all(cost.hours == pytest.approx(cost.calls) for cost in costs.values())
     assert costs["finextract"].state_gb == pytest.approx(4 + 12) and costs["lora-weights"].state_gb == pytest.approx(4)
+
+
+def test_every_claim_tells_what_its_study_needs_at_the_papers_scale():
+    needs = {system: estimate.Cost(models=1, calls=10, hours=234.0, disk_gb=56.0, state_gb=7.8) for system in artifact.TARGETS}
+    needs["finextract-ablations"] = estimate.Cost(0, 0, 0.0, 0.0, 0.0)
+    cells = {line.split("**")[1]: line.split(" | ")[-1] for line in artifact.claims_table(ROOT, needs).splitlines()[2:]}
+    assert cells["finextract-beats-cfg"] == "230 GPU-hours, 56 GB of disk, 7.8 GB of state |"
+    assert cells["captions-are-in-the-weights"].endswith("of state, beside finextract's |")
+    assert "not part of it |" in cells.values() and all(len(cell) > 2 for cell in cells.values())
 
 
 def test_every_command_names_a_target_of_the_workflow():

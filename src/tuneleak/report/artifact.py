@@ -8,6 +8,7 @@ from tuneleak.report import record, recorded, registry
 
 ARTIFACT = Path("ARTIFACT.md")
 REFERENCE = Path("paper/reference")
+PAPER, PAPER_ONE = Path("workflow/presets/paper.yaml"), Path("workflow/overlays/paper-one.yaml")
 TARGETS = {  # the workflow's target of each system
     "finextract": "finextract", "finextract-ablations": "ablations", "finextract-attacker": "attacker", "shake-to-leak": "shake", "lora-weights": "weights",
     "dp-ldm": "dp", "defences": "defences",
@@ -23,7 +24,8 @@ def artifact(root=".", write=False):
     if not path.is_file():
         raise InputError(f"{path}: no such file; run this in the project's folder")
     text = before = path.read_text(encoding="utf-8")
-    tables = {"claims": claims_table(root), "runs": runs_table(root), "estimates": estimates_table(root)}
+    costs = estimated_costs(root)
+    tables = {"claims": claims_table(root, costs["paper"]), "runs": runs_table(root), "estimates": estimates_table(costs)}
     for name in BLOCKS:
         text = _replaced(text, name, tables[name], path)
     if write:
@@ -40,16 +42,26 @@ def _replaced(text, name, table, path):
     return f"{head}{begin}\n{table}\n{end}{rest.partition(end)[2]}"
 
 
-def claims_table(root):
-    """Markdown: a row per claim with its command and the numbers that the recorded run got."""
+def estimated_costs(root):
+    """{preset: {system: Cost}} of the paper preset and of its overlay `paper-one`."""
+    overlays = {"paper": [root / PAPER], "paper-one": [root / PAPER, root / PAPER_ONE]}
+    return {preset: estimate.costs(budget.load(root / "config.yaml", paths), estimate.count()) for preset, paths in overlays.items()}
+
+
+def claims_table(root, costs=None):
+    """Markdown: a row per claim with its command, the numbers that the recorded run got, and with `costs` ({system: Cost}) those of its study at the scale of
+    the paper."""
     registered = registry.load(root / REFERENCE / "claims.yaml", recorded.PRESETS[-1])
     past = recorded.claims(root / REFERENCE)
-    lines = ["| claim | of | command | expected (value [interval], status) |", "|---|---|---|---|"]
+    lines = [
+        "| claim | of | command | expected (value [interval], status) | its study in the paper preset (estimated; state: weights, gradients, optimiser) |",
+        "|---|---|---|---|---|",
+    ]
     for family in dict.fromkeys(item.family.id for item in registered.claims):
         claim = next(item.family for item in registered.claims if item.family.id == family)
         numbers = _numbers(root, past[past.family == family]) if past is not None else NOT_RECORDED
         command = f"`snakemake --cores all {TARGETS[claim.system]}`"
-        lines.append(f"| **{family}**: {_cell(claim.claim)} | {claim.paper or 'ours'} | {command} | {_cell(numbers)} |")
+        lines.append(f"| **{family}**: {_cell(claim.claim)} | {claim.paper or 'ours'} | {command} | {_cell(numbers)} | {_needs(claim.system, costs or {})} |")
     return "\n".join(lines)
 
 
@@ -70,8 +82,8 @@ def runs_table(root):
     return "\n".join(lines)
 
 
-def estimates_table(root):
-    """Markdown: what the paper preset and its overlay `paper-one` would take, by system."""
+def estimates_table(costs):
+    """Markdown: what presets would take, by system; costs: {preset: {system: Cost}}."""
     network = estimate.count()
     lines = [
         f"One UNet call on one sample of 512 px: {network.flops / 1e12:.3f} TFLOP (counted). Hours at an assumed {estimate.TERAFLOPS:g} TFLOP/s sustained.",
@@ -79,13 +91,11 @@ def estimates_table(root):
         "| preset | system | models trained | UNet calls | GPU-hours | disk, GB | weights, gradients and optimiser of the largest training, GB |",
         "|---|---|---|---|---|---|---|",
     ]
-    for preset in ("paper", "paper-one"):
-        overlays = [root / "workflow/presets/paper.yaml", *([root / "workflow/overlays/paper-one.yaml"] if preset == "paper-one" else [])]
-        costs = estimate.costs(budget.load(root / "config.yaml", overlays), network)
-        for system, cost in costs.items():
+    for preset, systems in costs.items():
+        for system, cost in systems.items():
             numbers = f"{cost.models:,d} | {cost.calls:,d} | {_rounded(cost.hours)} | {_rounded(cost.disk_gb)} | {cost.state_gb:.1f}"
             lines.append(f"| {preset} | {system} | {numbers} |")
-        total = sum(cost.hours for cost in costs.values()), sum(cost.disk_gb for cost in costs.values())
+        total = sum(cost.hours for cost in systems.values()), sum(cost.disk_gb for cost in systems.values())
         lines.append(f"| {preset} | all | | | {_rounded(total[0])} | {_rounded(total[1])} | |")
     return "\n".join(lines)
 
@@ -109,6 +119,16 @@ def _number(row):
     if not row["value"]:
         return f"{where}: {row['status']}"
     return f"{where}: {float(row['value']):.3f} [{float(row['ci_low']):.3f}, {float(row['ci_high']):.3f}] {row['status']}"
+
+
+def _needs(system, costs):
+    if system not in costs:
+        return ""
+    cost = costs[system]
+    if not cost.calls:
+        return "not part of it"
+    shared = ", beside finextract's" if system.startswith("finextract-") else ""  # whose models it looks at again
+    return f"{_rounded(cost.hours)} GPU-hours, {_rounded(cost.disk_gb)} GB of disk, {cost.state_gb:.1f} GB of state{shared}"
 
 
 def _rounded(value):
