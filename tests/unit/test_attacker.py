@@ -15,7 +15,7 @@ from tuneleak.data import imageset
 from tuneleak.data.imageset import ImageSet
 from tuneleak.errors import InputError
 from tuneleak.finetune import loop
-from tuneleak.metrics import attacker, attacker_captions, attacker_certainty, attacker_people
+from tuneleak.metrics import attacker, attacker_captions, attacker_certainty, attacker_people, attacker_rows
 from tuneleak.models.modelset import ModelSet
 from tuneleak.options import ClusterOptions, EvaluateOptions, FinetuneOptions, PeopleOptions
 
@@ -176,6 +176,19 @@ def test_recovered_captions_by_length_with_their_control(tmp_path):
     assert row.n == 4 and row.ci_low == pytest.approx(0.51, abs=0.01) and row.ci_high == 1  # Wilson: four of four
     difference = rows_of(found, metric="word accuracy", attack="caption-from-weights-minus-other-weights", setting=settings[3]).iloc[0]
     assert difference.value == pytest.approx(1 - 0.05)
+
+
+def test_where_all_models_agree_the_interval_is_that_of_as_many_trials():
+    """The sharpest bound that holds for a mean of n values of at most 1, all of them 1, is (alpha / 2)^(1 / n); Wilson's is a little above it."""
+    models = pd.DataFrame({"concept": [f"c{n % 4}" for n in range(8)], "seed": "0", "model_id": [f"m{n}" for n in range(8)]})
+    exact = 0.025 ** (1 / 8)
+    share = attacker_rows.mean_of_models(np.ones(8), models, OPTIONS, attacker_rows.SHARE)
+    assert (share.value, share.high) == (1, pytest.approx(1)) and exact < share.low < exact + 0.05
+    difference = attacker_rows.mean_of_models(np.ones(8), models, OPTIONS, attacker_rows.DIFFERENCE)
+    assert difference.low == pytest.approx(2 * share.low - 1)
+    none = attacker_rows.mean_of_models(np.zeros(8), models, OPTIONS, attacker_rows.DIFFERENCE)
+    assert none.low < -0.5 and none.high == pytest.approx(-none.low)
+    assert attacker_rows.mean_of_models(np.arange(8) / 8, models, OPTIONS, attacker_rows.SHARE).low > 0.1
 
 
 def matches_table(path, drop):

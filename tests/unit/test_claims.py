@@ -116,6 +116,18 @@ def test_an_interval_around_zero_is_inconclusive_and_shows_power_and_effect(stud
     assert float(row.power) == pytest.approx(0.938, abs=0.002)  # planned .035: Phi(3.5 - 1.96)
 
 
+def test_the_wider_side_of_an_interval_tests_the_claim(study, tmp_path):
+    """The other side may be short only because a share ends at 1."""
+
+    def change(table):
+        chosen = where(table, attack="finextract-minus-cfg", world="identities", method="lora")
+        table.loc[chosen, ["value", "ci_low", "ci_high"]] = "1", "0.351", "1"
+        return table
+
+    row = judge(edited(study, tmp_path, change), tmp_path / "claims.csv").loc["finextract-beats-cfg-identities-lora"]
+    assert row.status == "consistent-direction" and float(row.mde) == pytest.approx(2.8016 * 0.649 / 1.96, rel=1e-3)
+
+
 @pytest.mark.parametrize(("low", "high", "reason"), [("0.02", "0.02", "the interval has no width"), ("", "", "there is no interval")])
 def test_a_difference_without_a_spread_says_why_it_is_inconclusive(study, tmp_path, low, high, reason):
     def change(table):

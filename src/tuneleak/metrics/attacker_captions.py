@@ -9,7 +9,7 @@
 
 from tuneleak.errors import InputError
 from tuneleak.metrics import intervals, reading
-from tuneleak.metrics.attacker_rows import BLOCK, mean_of_models, row
+from tuneleak.metrics.attacker_rows import BLOCK, DIFFERENCE, SHARE, mean_of_models, row
 from tuneleak.metrics.finextract import read_matches
 
 ATTACK, CONTROL = "caption-from-weights", "other-weights"
@@ -31,14 +31,14 @@ def recovery(paths, options):
 
 
 def _of_length(key, part, options):
-    rows = [row(key, "exact match", mean_of_models(part.exact, part, options, share=True), part)]
+    rows = [row(key, "exact match", mean_of_models(part.exact, part, options, SHARE), part)]
     for metric, mine, others in (("word accuracy", "word_accuracy", "other_accuracy"), ("words found", "words_found", "other_found")):
-        rows.append(row(key, metric, mean_of_models(part[mine], part, options), part))
+        rows.append(row(key, metric, mean_of_models(part[mine], part, options, SHARE), part))
         known = part[part[others].notna()]
         if len(known):
-            rows.append(row(key, metric, mean_of_models(known[others], known, options), known, f"; control={CONTROL}"))
+            rows.append(row(key, metric, mean_of_models(known[others], known, options, SHARE), known, f"; control={CONTROL}"))
             paired = key | {"attack": f"{ATTACK}-minus-{CONTROL}"}
-            rows.append(row(paired, metric, mean_of_models(known[mine] - known[others], known, options), known))
+            rows.append(row(paired, metric, mean_of_models(known[mine] - known[others], known, options, DIFFERENCE), known))
     return rows
 
 

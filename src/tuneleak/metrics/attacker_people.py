@@ -10,7 +10,7 @@
 import numpy as np
 
 from tuneleak.metrics import reading, roc
-from tuneleak.metrics.attacker_rows import BLOCK, mean_of_models, row
+from tuneleak.metrics.attacker_rows import BLOCK, DIFFERENCE, SHARE, mean_of_models, row
 
 SIZES = (1, 2, 5, 10, 20)
 _TEXT = ["model_id", "concept", "seed", *BLOCK, "caption", "person", "role", "image_id"]
@@ -32,18 +32,18 @@ def people(paths, options):
                 start | {"attack": "people", "setting": setting}, "AUC", cells, models, options, lambda cell, score, size=size: _auc(cell, score, size)
             )
         setting = f"photographs={fewest},caption={kind}"
-        rows += _compared(start | {"attack": "people", "setting": setting}, "rank-1", cells, models, options, _first, share=True)
+        rows += _compared(start | {"attack": "people", "setting": setting}, "rank-1", cells, models, options, _first)
         rows += _compared(start | {"attack": "pictures", "setting": f"caption={kind}"}, "AUC", cells, models, options, _pictures)
     return rows
 
 
-def _compared(key, metric, cells, models, options, statistic, share=False):
+def _compared(key, metric, cells, models, options, statistic):
     mine, control = (np.array([statistic(cell, column) for cell in cells]) for column in ("score", "control"))
     difference = key | {"attack": f"{key['attack']}-minus-base"}
     return [
-        row(key, metric, mean_of_models(mine, models, options, share), models),
-        row(key, metric, mean_of_models(control, models, options, share), models, "; control=base"),
-        row(difference, metric, mean_of_models(mine - control, models, options), models),
+        row(key, metric, mean_of_models(mine, models, options, SHARE), models),
+        row(key, metric, mean_of_models(control, models, options, SHARE), models, "; control=base"),
+        row(difference, metric, mean_of_models(mine - control, models, options, DIFFERENCE), models),
     ]
 
 

@@ -6,6 +6,7 @@ from tuneleak.metrics import intervals
 
 SYSTEM = "finextract-attacker"
 BLOCK = ["world", "base", "method", "defence"]
+SHARE, DIFFERENCE = (0, 1), (-1, 1)  # least and greatest value of a share, and of a difference of two
 
 
 def row(key, metric, interval, table, qualifier=""):
@@ -16,8 +17,9 @@ def row(key, metric, interval, table, qualifier=""):
     return {"system": SYSTEM, **key, "setting": key["setting"] + qualifier + note, "metric": metric, **numbers, "seeds": seeds}
 
 
-def mean_of_models(values, table, options, share=False):
-    """Interval of the mean over concepts of one value per model (rows of `table`); share: of 0 and 1, with Wilson's bounds where all are alike."""
+def mean_of_models(values, table, options, span=None):
+    """Interval of the mean over concepts of one value per model (rows of `table`). span: least and greatest possible value, if there are such; where all values
+    are alike nothing can be resampled, and then Wilson's bounds of as many trials hold (of all that lies within the span, 0 and 1 vary most)."""
     values = np.asarray(values, dtype=float)
     settings = {"replicates": options.bootstrap, "confidence": options.confidence, "seed": options.seed}
     if table.concept.nunique() >= intervals.MINIMUM_CLUSTERS:
@@ -25,7 +27,9 @@ def mean_of_models(values, table, options, share=False):
     else:  # too few concepts: models are resampled as if they were independent
         one = np.zeros(len(table))
         found = intervals.bootstrap(values, one, np.arange(len(table)), one, unit="models", **settings)
-    if share and values.min() == values.max():
-        low, high = intervals.wilson(found.units if values[0] else 0, found.units, options.confidence)
+    if span and values.min() == values.max():
+        width = span[1] - span[0]
+        bounds = intervals.wilson((values[0] - span[0]) / width * found.units, found.units, options.confidence)
+        low, high = (span[0] + width * bound for bound in bounds)
         return intervals.Interval(found.value, low, high, found.n, found.unit, found.units, found.standard_error, found.p)
     return found

@@ -160,7 +160,7 @@ def _power(found, table, planned, registered):
     """Two-sided p (normal, from the interval), the smallest detectable effect, and the power of finding the planned one; {} without a spread."""
     normal = NormalDist()
     z = normal.inv_cdf(0.5 + registered.confidence / 2)
-    error = (found.ci_high - found.ci_low) / (2 * z)
+    error = max(found.ci_high - found.value, found.value - found.ci_low) / z  # the wider side: the other may end where the metric does
     if not math.isfinite(error) or error <= 0:
         return {}
     same = [column for column in rows.KEY if column != "metric"]
