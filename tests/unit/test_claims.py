@@ -116,16 +116,17 @@ def test_an_interval_around_zero_is_inconclusive_and_shows_power_and_effect(stud
     assert float(row.power) == pytest.approx(0.938, abs=0.002)  # planned .035: Phi(3.5 - 1.96)
 
 
-def test_the_wider_side_of_an_interval_tests_the_claim(study, tmp_path):
-    """The other side may be short only because a share ends at 1."""
+@pytest.mark.parametrize(("value", "low", "high", "p"), [(1, 0.351, 1, 0.0025), (0.5, 0, 2, 0.05), (-0.5, -2, 0, 0.05), (-1, -1, -0.351, 0.0025)])
+def test_the_side_of_an_interval_towards_zero_tests_the_claim(study, tmp_path, value, low, high, p):
+    """An interval that ends where the metric does is short on that side; one that touches 0 has a p of .05."""
 
     def change(table):
-        chosen = where(table, attack="finextract-minus-cfg", world="identities", method="lora")
-        table.loc[chosen, ["value", "ci_low", "ci_high"]] = "1", "0.351", "1"
+        chosen = where(table, attack="cfg-minus-direct")
+        table.loc[chosen, ["value", "ci_low", "ci_high"]] = str(value), str(low), str(high)
         return table
 
-    row = judge(edited(study, tmp_path, change), tmp_path / "claims.csv").loc["finextract-beats-cfg-identities-lora"]
-    assert row.status == "consistent-direction" and float(row.mde) == pytest.approx(2.8016 * 0.649 / 1.96, rel=1e-3)
+    table = judge(edited(study, tmp_path, change), tmp_path / "claims.csv").query("family == 'cfg-beats-direct'")
+    assert table.p_holm.astype(float).to_numpy() == pytest.approx(min(1, len(table) * p), abs=0.001 * len(table))
 
 
 @pytest.mark.parametrize(("low", "high", "reason"), [("0.02", "0.02", "the interval has no width"), ("", "", "there is no interval")])

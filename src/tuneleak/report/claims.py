@@ -157,17 +157,20 @@ def _row(claim, table, registered):
 
 
 def _power(found, table, planned, registered):
-    """Two-sided p (normal, from the interval), the smallest detectable effect, and the power of finding the planned one; {} without a spread."""
+    """Two-sided p (normal, from the interval's side towards 0, so that before Holm's correction a p below 1 - confidence and an interval that excludes 0 are
+    one), the smallest detectable effect and the power of finding the planned one (both from the interval's width); {} without a spread."""
     normal = NormalDist()
     z = normal.inv_cdf(0.5 + registered.confidence / 2)
-    error = max(found.ci_high - found.value, found.value - found.ci_low) / z  # the wider side: the other may end where the metric does
+    error = (found.ci_high - found.ci_low) / (2 * z)
     if not math.isfinite(error) or error <= 0:
         return {}
+    towards = (found.value - found.ci_low if found.value > 0 else found.ci_high - found.value) / z
+    p = 2 * (1 - normal.cdf(abs(found.value) / towards)) if towards > 0 else 0.0
     same = [column for column in rows.KEY if column != "metric"]
     computed = table[(table[same] == found[same]).all(axis=1) & (table.metric == found.metric + MDE)]
     mde = computed.value.iloc[0] if len(computed) else (z + normal.inv_cdf(registered.power)) * error
     power = normal.cdf(planned / error - z) if math.isfinite(planned) else np.nan
-    return {"p_holm": 2 * (1 - normal.cdf(abs(found.value) / error)), "mde": mde, "power": power}
+    return {"p_holm": p, "mde": mde, "power": power}
 
 
 def holm(p_values):
