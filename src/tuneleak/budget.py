@@ -123,7 +123,7 @@ def attacker_rows(study):
 
 
 def _reading_calls(options, recover, words):
-    """Calls of reading one caption of so many words from the weights of a model with the fine-tuning `options`, at most."""
+    """Calls of reading one caption of so many words from the weights of a model with the fine-tuning `options`."""
     if not (recover.draws and options.optimizer == "adamw" and methods.trains_whole_weights(options.method)):
         return 0
     return TRAINING_CALLS * adam.gradients(recover, words) + adam.PICTURES * adam.STEPS

@@ -353,7 +353,9 @@ class CaptionOptions(Options):
     pieces: bool = Field(False, description="also try pieces of words (names that the tokenizer splits; several times as many tokens)")
     patience: Positive = Field(4, description="further tokens without a better caption, after which the search ends")
     powers: list[Annotated[float, Field(ge=0)]] = Field(
-        [0.0, 0.5], min_length=1, description="by which powers of their root mean squares encodings are divided, as Adam does to an unknown degree"
+        [0.0, 0.5],
+        min_length=1,
+        description="powers of their root mean squares by which encodings are divided where Adam's own divisors are not undone (LoRA, draws 0)",
     )
     corpus: Positive = Field(200, description="public captions behind those root mean squares")
     draws: int = Field(32, ge=0, description="gradients drawn per caption to undo Adam's own divisors where whole weights were trained (0: powers only)")

@@ -116,7 +116,9 @@ def test_an_interval_around_zero_is_inconclusive_and_shows_power_and_effect(stud
     assert float(row.power) == pytest.approx(0.938, abs=0.002)  # planned .035: Phi(3.5 - 1.96)
 
 
-@pytest.mark.parametrize(("value", "low", "high", "p"), [(1, 0.351, 1, 0.0025), (0.5, 0, 2, 0.05), (-0.5, -2, 0, 0.05), (-1, -1, -0.351, 0.0025)])
+@pytest.mark.parametrize(
+    ("value", "low", "high", "p"), [(1, 0.351, 1, 0.0025), (0.5, 0, 2, 0.05), (-0.5, -2, 0, 0.05), (-1, -1, -0.351, 0.0025), (0.5, 0.6, 2.56, 0.3173)]
+)
 def test_the_side_of_an_interval_towards_zero_tests_the_claim(study, tmp_path, value, low, high, p):
     """An interval that ends where the metric does is short on that side; one that touches 0 has a p of .05."""
 

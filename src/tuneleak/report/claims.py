@@ -165,7 +165,7 @@ def _power(found, table, planned, registered):
     if not math.isfinite(error) or error <= 0:
         return {}
     towards = (found.value - found.ci_low if found.value > 0 else found.ci_high - found.value) / z
-    p = 2 * (1 - normal.cdf(abs(found.value) / towards)) if towards > 0 else 0.0
+    p = 2 * (1 - normal.cdf(abs(found.value) / (towards if towards > 0 else error)))  # a value outside its interval has no such side
     same = [column for column in rows.KEY if column != "metric"]
     computed = table[(table[same] == found[same]).all(axis=1) & (table.metric == found.metric + MDE)]
     mde = computed.value.iloc[0] if len(computed) else (z + normal.inv_cdf(registered.power)) * error

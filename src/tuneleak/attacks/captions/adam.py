@@ -34,7 +34,8 @@ CHECKED = 6  # changed captions per round that get divisors of their own
 
 
 def gradients(options, words):
-    """Gradients of single samples that reading a caption of so many words asks for, at most, with `CaptionOptions`."""
+    """Gradients of single samples that reading a caption of so many words asks for with `CaptionOptions`: at most, if none longer looks likelier on the way
+    (of `options.longest` words: at most in any case)."""
     grown = 1 + GROWN * min(options.longest, words + options.patience)
     return options.draws * (grown + 1 + CHECKED * options.rounds + LAST * (2 + CHECKED)) + 2 * PILOTS * INTERVALS
 
@@ -149,7 +150,9 @@ class AdamSearch(Search):
 
     def run(self, others=()):
         """The likeliest caption found, starting from the one that grows and from `others` (token ids)."""
-        return self.improved({super().run().ids, *others}, self.options.rounds)
+        best = self.improved({super().run().ids, *others}, self.options.rounds)
+        self.explain.cache_clear()  # it holds itself and much memory
+        return best
 
     def improved(self, found, rounds):
         """The likeliest caption found in so many rounds of changes to the likeliest of a set of captions (token ids)."""

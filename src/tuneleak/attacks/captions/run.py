@@ -91,7 +91,9 @@ def _read(base, modelset, row, updates, encoder, spread, options, tokens):
     likeliest = last.improved({grown.ids, best.ids}, 1)
     if float(last.judge([encoder.caption(best.ids)])[0]) >= likeliest.score:
         return best.text, best.score, "power 0"
-    return likeliest.text, last.explain(likeliest.ids).share, "own"
+    share = last.explain(likeliest.ids).share
+    last.explain.cache_clear()
+    return likeliest.text, share, "own"
 
 
 def agreement(true, recovered):
