@@ -4,7 +4,7 @@ import importlib
 from pathlib import Path
 
 from tuneleak import config
-from tuneleak.attacks.captions import adam
+from tuneleak.attacks.captions import adam, grow, relax
 from tuneleak.errors import InputError
 from tuneleak.finetune import methods
 from tuneleak.options import AggregateOptions, PrivateFinetuneOptions
@@ -126,7 +126,9 @@ def _reading_calls(options, recover, words):
     """Calls of reading one caption of so many words from the weights of a model with the fine-tuning `options`."""
     if not (recover.draws and options.optimizer == "adamw" and methods.trains_whole_weights(options.method)):
         return 0
-    return TRAINING_CALLS * adam.gradients(recover, words) + adam.PICTURES * adam.STEPS
+    if recover.relaxed and options.train_text_encoder:  # its words are known, their order is not
+        recover = recover.model_copy(update={"relaxed": min(recover.relaxed, relax.REPEATED * words)})
+    return TRAINING_CALLS * (relax if recover.relaxed else grow).gradients(recover, words) + adam.PICTURES * adam.STEPS
 
 
 def private_rows(study):

@@ -1,6 +1,7 @@
 """A CLIP text encoder as a search needs it: encodings of many endings of one beginning, and of whole captions; and text from token ids.
 
-A token's encoding depends on the tokens before it and on none after, so keys and values of a beginning are computed once for all its endings.
+A token's encoding depends on the tokens before it and on none after, so keys and values of a beginning are computed once for all its endings. Words may also
+be given by their embeddings, which need not belong to a token; such encodings have gradients.
 """
 
 import torch
@@ -34,24 +35,33 @@ class CausalEncoder:
         """Encodings `(L, d)` of a whole caption of token ids: start, ids, end, padding."""
         return self.endings((), [[*ids, *self.closing(len(ids))]], start=True)[0]
 
+    def embedded(self, ids):
+        """Embeddings `(..., d')` of token ids `(...,)`, without their places."""
+        return self.body.embeddings.token_embedding(torch.as_tensor(ids, device=self.device)).detach()
+
+    def mixed(self, words):
+        """Encodings `(n, L, d)` of whole captions whose words are embeddings `(n, m, d')`, mixtures of tokens' for instance, with start, end and padding."""
+        start, closing = (self.embedded(part).expand(len(words), -1, -1) for part in ([self.start], self.closing(words.shape[1])))
+        return self._pass(torch.cat([start, words, closing], 1), None)[0]
+
     @torch.inference_mode()
     def endings(self, beginning, endings, start=False, batch=4096):
         """Encodings `(n, m, d)` of the places of `endings`, token ids `(n, m)`, after start and the ids `beginning`; with `start` those of both come first
         (then there is one ending)."""
         first = [self.start, *beginning]
-        before, past = self._pass(torch.tensor([first], device=self.device), None)
+        before, past = self._pass(self.embedded([first]), None)
         past = [(key[0], value[0]) for key, value in past]
         tokens = torch.as_tensor(endings, device=self.device)
-        parts = [self._pass(part, past)[0] for part in tokens.split(max(1, batch // max(tokens.shape[1], 1)))]
+        parts = [self._pass(self.embedded(part), past)[0] for part in tokens.split(max(1, batch // max(tokens.shape[1], 1)))]
         found = torch.cat(parts).cpu().double()
         return torch.cat([before.cpu().double(), found], 1) if start else found
 
-    def _pass(self, tokens, past):
-        """Encodings `(n, m, d)` of tokens `(n, m)` behind a beginning with keys and values `(places, heads, width)` per layer in `past`, and their own."""
-        m = tokens.shape[1]
+    def _pass(self, embedded, past):
+        """Encodings `(n, m, d)` of embeddings `(n, m, d')` behind a beginning with keys and values `(places, heads, width)` per layer in `past`, and their
+        own."""
+        m = embedded.shape[1]
         done = past[0][0].shape[0] if past else 0
-        embeddings = self.body.embeddings
-        hidden = embeddings.token_embedding(tokens) + embeddings.position_embedding.weight[done : done + m]
+        hidden = embedded + self.body.embeddings.position_embedding.weight[done : done + m]
         later = torch.triu(torch.ones(m, m, dtype=torch.bool, device=self.device), 1)
         own = []
         for number, layer in enumerate(self.body.encoder.layers):

@@ -14,7 +14,8 @@ from pathlib import Path
 import pandas as pd
 
 from tuneleak import files, runtime
-from tuneleak.attacks.captions.adam import LAST, AdamSearch, unprompted
+from tuneleak.attacks.captions import grow, relax
+from tuneleak.attacks.captions.adam import AdamLikelihood, unprompted
 from tuneleak.attacks.captions.embeddings import changed_tokens
 from tuneleak.attacks.captions.encoder import CausalEncoder
 from tuneleak.attacks.captions.evidence import Evidence
@@ -85,15 +86,13 @@ def _read(base, modelset, row, updates, encoder, spread, options, tokens):
     best, power = search(Evidence([updates.rows], encoder.length), encoder, plain, spread, tokens)
     if not undo or best.score > PLAIN:
         return best.text, best.score, f"power {power:g}"
-    pictures = unprompted(base, modelset, row)
-    grown = AdamSearch(updates, base, encoder, options, pictures, tokens).run([best.ids])
-    last = AdamSearch(updates, base, encoder, options.model_copy(update={"draws": LAST * options.draws}), pictures, tokens)
-    likeliest = last.improved({grown.ids, best.ids}, 1)
-    if float(last.judge([encoder.caption(best.ids)])[0]) >= likeliest.score:
+    pictures, way = unprompted(base, modelset, row), relax if options.relaxed else grow
+    draws = [options.draws, way.LAST * options.draws]
+    first, decisive = (AdamLikelihood(updates, base, encoder, options.model_copy(update={"draws": count}), pictures) for count in draws)
+    ids, explanation = way.find(first, decisive, encoder, options, tokens, best.ids)
+    if float(decisive.judge(encoder.caption(best.ids)[None])[0]) >= explanation.likelihood:
         return best.text, best.score, "power 0"
-    share = last.explain(likeliest.ids).share
-    last.explain.cache_clear()
-    return likeliest.text, share, "own"
+    return encoder.text(ids), explanation.share, "own"
 
 
 def agreement(true, recovered):
