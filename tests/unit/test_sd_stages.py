@@ -13,8 +13,9 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from tuneleak.attacks.captions import adam
-from tuneleak.attacks.captions.updates import READS_TEXT
+from tuneleak.attacks.captions import adam, relax
+from tuneleak.attacks.captions.encoder import CausalEncoder
+from tuneleak.attacks.captions.updates import READS_TEXT, Updates
 from tuneleak.attacks.extraction import finextract
 from tuneleak.attacks.extraction.generate import generate, starting_noise
 from tuneleak.attacks.extraction.pair import ModelPair
@@ -24,7 +25,7 @@ from tuneleak.attacks.weights import autoencoder, spectral
 from tuneleak.finetune import methods, objective, private, private_data
 from tuneleak.models import schedule, tokenizer
 from tuneleak.models.base import Base
-from tuneleak.options import ExtractionOptions, FinetuneOptions, Guidance, MembershipOptions, PrivateFinetuneOptions, WeightsTrainOptions
+from tuneleak.options import CaptionOptions, ExtractionOptions, FinetuneOptions, Guidance, MembershipOptions, PrivateFinetuneOptions, WeightsTrainOptions
 from tuneleak.privacy import gradients
 
 CAPTION = "the face of ada"
@@ -172,8 +173,23 @@ def test_adams_divisors_are_told_for_every_layer_that_reads_the_caption(base, mo
     context = base.encode_text([CAPTION])
     found = adam.Divisors(base, list(layers), latents, draws=2).factors(context[0])
     for factors, module in zip(found, layers.values(), strict=True):
-        assert factors.shape == (2, module.out_features, 77) and torch.isfinite(adam.moments(factors, context)).all()
+        assert factors.shape == (adam.RANK, module.out_features, 77) and torch.isfinite(adam.moments(factors, context)).all()
     assert sum(float(factors.square().sum()) for factors in found) > 0
+
+
+def test_open_words_of_a_caption_follow_the_gradient(base, monkeypatch):
+    monkeypatch.setattr(adam, "INTERVALS", 2)
+    monkeypatch.setattr(adam, "PILOTS", 1)
+    names = tuple(name for name, _ in base.unet.named_modules() if READS_TEXT.search(name))
+    generator = torch.Generator().manual_seed(6)
+    rows = [torch.randn(base.unet.get_submodule(name).out_features, 768, generator=generator).double() for name in names]
+    options, encoder = CaptionOptions(draws=2), CausalEncoder(base.text_encoder, base.tokenizer, 77)
+    judge = adam.AdamLikelihood(Updates(rows, None, names), base, encoder, options, torch.randn(1, *base.latent_shape, generator=generator))
+    logits, words, likelihood, factors = relax.RelaxedSearch(judge, encoder, options).relax(
+        (None, base.tokenizer.convert_tokens_to_ids("face</w>"), None), (2, 0.3)
+    )
+    assert words.shape == (3, 768) and torch.isfinite(words).all() and torch.isfinite(torch.tensor(likelihood)) and len(factors) == 2
+    assert bool(logits[[0, 2]].any()) and not bool(logits[1].any())
 
 
 @pytest.mark.parametrize("kind", ["ghost", "hooks"])
