@@ -219,3 +219,8 @@ def test_bad_scores_are_named(tmp_path):
             evaluated(broken, tmp_path)
     with pytest.raises(InputError, match="no such file"):
         shake_to_leak.evaluate([tmp_path / "nothing.csv"], "named", tmp_path / "main.csv", OPTIONS)
+
+
+def test_methods_that_were_tried_on_a_few_domains_only_are_left_out_of_the_dose_figure():
+    rows = pd.DataFrame({"method": ["base", "lora", "lora", "hypernetwork"], "n": [40, 40, 38, 8], "value": [0.6, 0.1, 0.2, 0.3]})
+    assert figures_shake.of_all_domains(rows).value.tolist() == [0.6, 0.1, 0.2]
