@@ -9,12 +9,14 @@ it is made again, otherwise it is not, nor what it was made from.
 import base64
 import gzip
 import json
+import os
+import time
 from pathlib import Path
 
 from tuneleak import files
 from tuneleak.errors import InputError
 
-SYSTEMS = {  # of the rules whose tables are kept: those that ask models, and write nothing but text
+SYSTEMS = {  # of the rules whose tables are kept: those that ask models
     "calibrate": "finextract",
     "extract": "finextract",
     "sweep": "finextract-ablations",
@@ -33,6 +35,7 @@ SYSTEMS = {  # of the rules whose tables are kept: those that ask models, and wr
     "shake_gaussian_scores": "shake-to-leak",
     "shake_fidelity": "shake-to-leak",
     "shake_calibrate": "shake-to-leak",
+    "shake_regenerate": "shake-to-leak",
     "defended_membership": "defences",
     "defended_extraction": "defences",
     "defended_people": "defences",
@@ -41,6 +44,7 @@ SYSTEMS = {  # of the rules whose tables are kept: those that ask models, and wr
     "attack_shadows": "defences",
     "shaken_membership": "defences",
 }
+PICTURES = "manifest.csv"  # of a folder of pictures, which are not kept; Snakemake's note is, without which it would not judge the job's tables
 NOTES = Path(".snakemake/metadata")  # of the folder Snakemake works in
 ADVICE = "get it again from where it came, or leave it out: then it is computed"
 
@@ -53,9 +57,10 @@ def keep_shards(results, out, folder="."):
     folder, kept = Path(folder).resolve(), 0
     results = _below(folder, results)
     for path, note in _notes(folder):
-        if SYSTEMS.get(note.get("rule")) is None or not path.is_relative_to(results) or note.get("incomplete") or not (folder / path).is_file():
+        if note.get("rule") not in SYSTEMS or not path.is_relative_to(results) or note.get("incomplete") or not (folder / path).is_file():
             continue
-        texts = {name: (folder / name).read_text(encoding="utf-8") for name in (str(path), f"{path}.meta.json") if (folder / name).is_file()}
+        named = () if path.name == PICTURES else (str(path), f"{path}.meta.json")
+        texts = {name: (folder / name).read_text(encoding="utf-8") for name in named if (folder / name).is_file()}
         packed = json.dumps({"path": str(path), "files": texts, "note": note}, sort_keys=True)
         if str(folder) in packed:
             raise InputError(f"{path} or its sidecar names this machine's folder {folder}; run the workflow with relative paths")
@@ -72,7 +77,7 @@ def take_shards(results, reference, folder="."):
 
     Raises `InputError` for a file that is no shard, or that names a place outside `results`.
     """
-    folder, taken = Path(folder).resolve(), 0
+    folder, taken, now = Path(folder).resolve(), 0, time.time()
     results = _below(folder, results)
     for shard in sorted(Path(reference).glob("*/shards/*.json.gz")):
         path, texts, note = _read(shard)
@@ -83,6 +88,7 @@ def take_shards(results, reference, folder="."):
             continue
         for name, text in sorted(texts.items()):
             files.write_text(folder / name, text)
+            os.utime(folder / name, (now, now))  # none is newer than what it was made from
         files.write_text(folder / NOTES / _name(path), json.dumps(note))
         taken += 1
     print(f"{taken} shards taken from {reference}; `snakemake -n` tells what is left to do")
@@ -114,7 +120,12 @@ def _read(shard):
     try:
         packed = json.loads(gzip.decompress(shard.read_bytes()))
         path, texts, note = packed["path"], packed["files"], packed["note"]
-        sound = isinstance(path, str) and path in texts and isinstance(note, dict) and all(isinstance(text, str) for text in texts.values())
+        sound = (
+            isinstance(path, str)
+            and (path in texts or Path(path).name == PICTURES)
+            and isinstance(note, dict)
+            and all(isinstance(text, str) for text in texts.values())
+        )
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{shard} is no readable shard ({error}); {ADVICE}") from None
     if not sound:

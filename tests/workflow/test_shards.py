@@ -20,9 +20,11 @@ rule finetune:
     shell: "echo trained >> trained.log; echo model > {output}"
 rule extract:
     input: "results/full/models/manifest.csv"
-    output: "results/full/extraction/matches.csv"
+    output:
+        table="results/full/extraction/matches.csv",
+        pictures="results/full/extraction/pictures/manifest.csv"
     params: w=config["w"], code=config["code"]
-    shell: "echo asked >> asked.log; echo {params.w} > {output}; echo '{{}}' > {output}.meta.json"
+    shell: "echo asked >> asked.log; echo {params.w} > {output.table}; echo '{{}}' > {output.table}.meta.json; echo path > {output.pictures}"
 rule join:
     input: "results/full/extraction/matches.csv"
     output: "results/full/metrics.csv"
@@ -38,7 +40,7 @@ def snakemake(folder, *arguments):
 
 @pytest.fixture
 def kept(tmp_path):
-    """(reference with the shards of a run, a fresh folder with the same workflow)."""
+    """(reference with the shards of a run, tables but no pictures; a fresh folder with the same workflow)."""
     first, fresh = tmp_path / "first", tmp_path / "fresh"
     for folder in (first, fresh):
         folder.mkdir()
@@ -51,9 +53,10 @@ def kept(tmp_path):
 
 def test_a_shard_is_not_computed_again_nor_what_it_was_made_from(kept, capsys):
     reference, fresh = kept
-    assert [path.name for path in reference.rglob("*.gz")] == ["extraction.matches.json.gz"] and "finextract/shards" in str(next(reference.rglob("*.gz")))
+    names = ["extraction.matches.json.gz", "extraction.pictures.manifest.json.gz"]
+    assert sorted(path.name for path in reference.rglob("*.gz")) == names and "finextract/shards" in str(next(reference.rglob("*.gz")))
     shards.take_shards("results/full", reference, fresh)
-    assert "1 shards taken" in capsys.readouterr().out
+    assert "2 shards taken" in capsys.readouterr().out and not (fresh / "results/full/extraction/pictures").exists()
     snakemake(fresh)
     assert not (fresh / "trained.log").exists() and not (fresh / "asked.log").exists()
     assert (fresh / "results/full/metrics.csv").read_text() == "2\n" and (fresh / "results/full/extraction/matches.csv.meta.json").is_file()
