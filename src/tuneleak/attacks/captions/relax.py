@@ -200,7 +200,8 @@ class RelaxedSearch:
         for ids in self.best()[:HEARD]:
             for token, weight in zip(ids, self.weights(ids).clamp_min(0).tolist(), strict=True):
                 matter[token] = matter.get(token, 0) + weight
-        anchors, quick = sorted(matter, key=matter.get, reverse=True)[:ANCHORS], {token: [] for token in matter}
+        anchors = sorted(matter, key=matter.get, reverse=True)[:ANCHORS]
+        quick = {token: [] for token in anchors}
         for length in range(1, self.longest + 1):
             for place in range(length):
                 factors = None  # where a word stands tells most of them
@@ -209,8 +210,7 @@ class RelaxedSearch:
                     *_, likelihood, factors = self.relax(template, QUICK, factors=factors)
                     quick[token].append((likelihood, template))
         likely = [template for token in anchors for _, template in sorted(quick[token], key=lambda item: item[0], reverse=True)[:ANCHORED]]
-        relaxed = [(self.relax(template, SLOW), template) for template in likely]
-        self.take(relaxed, STEPS)
+        self.take([(self.relax(template, SLOW), template) for template in likely], STEPS)
 
     def take(self, relaxed, pace):
         """Decide the `TAKEN` likeliest of templates that are relaxed, given as (what `relax` returned, template)."""
