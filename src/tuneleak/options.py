@@ -359,7 +359,7 @@ class CaptionOptions(Options):
     )
     corpus: Positive = Field(200, description="public captions behind those root mean squares")
     draws: int = Field(32, ge=0, description="gradients drawn per caption to undo Adam's own divisors where whole weights were trained (0: powers only)")
-    relaxed: Count = Field(10, description="most tokens of a caption whose words are searched all together, with those divisors (slower; 0: one word after the other)")
+    relaxed: Count = Field(10, description="most tokens of a caption whose words are searched all together with them (slower; 0: one after the other)")
     rounds: Count = Field(16, description="captions of which changes are tried, with those divisors")
     seed: int = Field(0, description="seed of the public captions and of the gradients")
 
