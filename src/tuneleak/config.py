@@ -9,7 +9,9 @@ from pydantic import Field, ValidationError, model_validator
 from tuneleak.errors import InputError
 from tuneleak.options import (
     Count,
+    DiffusionOptions,
     FinetuneOptions,
+    FirstStageOptions,
     ImportOptions,
     Options,
     PopulationOptions,
@@ -62,14 +64,22 @@ class BaseSource(Options):
     """Where a base model comes from."""
 
     name: str = Field(description="name of the base")
-    kind: Literal["assembled", "folder", "hub"] = Field(description="assembled: from the shipped parts; folder: a local pipeline folder; hub: fetched by id")
+    kind: Literal["assembled", "folder", "hub", "trained"] = Field(
+        description="assembled: from the shipped parts; folder: a local pipeline folder; hub: fetched by id; trained: on public pictures"
+    )
     path: str = Field("", description="shipped UNet (assembled) or pipeline folder (folder)")
     repository: str = Field("", description="hub id (hub)")
     revision: str = Field("", description="full commit hash (hub)")
+    images: str = Field("", description="image set it is trained on, fold train (trained)")
+    perceptual: str = Field("", description="public network behind the first stage's perceptual distance: VGG19 as safetensors (trained; empty: L1 alone)")
+    first_stage: FirstStageOptions = Field(FirstStageOptions(), description="its autoencoder (trained)")
+    diffusion: DiffusionOptions = Field(DiffusionOptions(), description="its UNet (trained)")
 
     @model_validator(mode="after")
     def _complete(self):
         _source_is_complete(self, {"assembled", "folder"})
+        if self.kind == "trained" and not self.images:
+            raise ValueError(f"{self.name!r} is of kind 'trained' and needs `images`, the public image set it is trained on")
         return self
 
 
@@ -139,9 +149,15 @@ class Config(Options):
     @model_validator(mode="after")
     def _dp_names_exist(self):
         images, bases = ({item.name for item in group} for group in (self.images, self.bases))
+        trained = {base.name: base.images for base in self.bases if base.kind == "trained"}
+        for name, public in trained.items():
+            if public not in images:
+                raise ValueError(f"bases: {name!r} is trained on the image set {public!r}, which `images` does not list")
         for world in self.dp_ldm.worlds:
             if world.images not in images or world.base not in bases:
                 raise ValueError(f"dp_ldm.worlds: {world.name!r} uses image set {world.images!r} and base {world.base!r}; one of them is not listed")
+            if trained.get(world.base) == world.images:
+                raise ValueError(f"dp_ldm.worlds: the base of {world.name!r} is trained on its private pictures {world.images!r}; give it public ones")
         return self
 
     @model_validator(mode="after")

@@ -61,6 +61,69 @@ def count(architecture=STABLE_DIFFUSION_1, size=64):
     return Network(counter.get_total_flops(), sum(parameter.numel() for parameter in unet.parameters()), per_rank)
 
 
+@dataclass(frozen=True)
+class PairCost:
+    """Of one pair of public and private pictures: operations of a call of UNet and first stage on one sample, and GPU-hours of both public trainings, of all
+    private trainings, and of drawing all samples."""
+
+    unet_flops: int
+    first_stage_flops: int
+    first_stage_hours: float
+    public_hours: float
+    private_hours: float
+    sampling_hours: float
+
+
+def pair_costs(study, teraflops=TERAFLOPS):
+    """{world: PairCost} of the DP-LDM worlds of a validated configuration whose public model is trained in it; worlds that share one show its hours each."""
+    bases = {base.name: base for base in study.bases if base.kind == "trained"}
+    hours, rows, found = teraflops * 1e12 * 3600, list(budget.private_rows(study.dp_ldm)), {}
+    sizes = {source.name: source.options.size for source in study.images}
+    for world in study.dp_ldm.worlds:
+        if world.base not in bases:
+            continue
+        base = bases[world.base]
+        unet, encoder, both = _count_trained(base, sizes[base.images])
+        training = sum(row["training"] for row in rows if row["world"] == world.name)
+        sampling = sum(row["sampling"] for row in rows if row["world"] == world.name)
+        first, diffusion = base.first_stage, base.diffusion
+        found[world.name] = PairCost(
+            unet,
+            both,
+            first.steps * first.batch * budget.TRAINING_CALLS * both / hours,
+            diffusion.steps * diffusion.batch * (budget.TRAINING_CALLS * unet + encoder) / hours,
+            training * unet / hours,
+            sampling * unet / hours,
+        )
+    return found
+
+
+def _count_trained(base, size):
+    """(operations of a UNet call, of encoding a picture, of encoding and decoding it) of a base of kind trained; runs on shapes alone."""
+    import torch
+    from diffusers.models.attention_processor import AttnProcessor
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from tuneleak.models import latent_diffusion, train_first_stage
+
+    first, width = base.first_stage, base.diffusion.context_width
+    side = size >> (len(first.block_out_channels) - 1)
+    with torch.device("meta"), torch.no_grad():
+        unet, autoencoder = latent_diffusion.build_unet(base.diffusion, first.latent_channels, side), train_first_stage.build(first, size)
+        for network in (unet, autoencoder):
+            for module in network.modules():
+                if hasattr(module, "set_processor"):
+                    module.set_processor(AttnProcessor())
+        x, z = torch.zeros(1, 3, size, size), torch.zeros(1, first.latent_channels, side, side)
+        context = {"encoder_hidden_states": torch.zeros(1, 1, width)} if width else {}
+        counts = []
+        for call in (lambda: unet(z, torch.zeros(1), **context), lambda: autoencoder.encoder(x), lambda: autoencoder.decoder(z)):
+            with FlopCounterMode(display=False) as counter:
+                call()
+            counts.append(counter.get_total_flops())
+    return counts[0], counts[1], counts[1] + counts[2]
+
+
 def costs(study, network, teraflops=TERAFLOPS):
     """{system: Cost} of a validated configuration."""
     private = list(budget.private_rows(study.dp_ldm))

@@ -129,6 +129,54 @@ class BaseOptions(Options):
     snapshots: Count = Field(8, description="evenly spaced snapshots of the weights, for the training curve (not shipped)")
 
 
+class FirstStageOptions(Options):
+    """Public training of the autoencoder of a latent diffusion model, KL or VQ (Esser et al. 2021; Rombach et al. 2022)."""
+
+    kind: Literal["kl", "vq"] = Field("kl", description="latents as a Gaussian each, or as vectors of a codebook")
+    seed: int = Field(0, description="seed of initialisation, order and noise")
+    block_out_channels: list[Positive] = Field([128, 256], min_length=1, description="widths; their number less one halves the side")
+    layers_per_block: Positive = Field(2, description="residual blocks per width")
+    attention_sides: list[Positive] = Field([], description="sides of feature maps with self-attention, beside the smallest, which has it always")
+    norm_num_groups: Positive = Field(32, description="groups of the normalisation; must divide every width")
+    latent_channels: Positive = Field(3, description="channels of the latent")
+    codes: Positive = Field(8192, description="vectors of the codebook (vq)")
+    scaling_factor: float = Field(1.0, ge=0, description="factor of latents as the UNet sees them (0: 1 over their deviation on public pictures)")
+    mirrored: bool = Field(False, description="mirror every second picture")
+    steps: Positive = Field(100_000, description="optimiser steps")
+    batch: Positive = Field(100, description="pictures per step")
+    lr: Rate = Field(4.5e-4, description="learning rate of Adam (betas .5 and .9), constant")
+    kl_weight: float = Field(1e-6, ge=0, description="weight of the KL term (kl)")
+    codebook_weight: float = Field(1.0, ge=0, description="weight of the codebook's loss (vq)")
+    perceptual_weight: float = Field(1.0, ge=0, description="weight of the perceptual distance beside L1, if a network for it is given")
+    discriminator_weight: float = Field(0.5, ge=0, description="weight of the patch discriminator beside a gradient as long as the reconstruction's (0: none)")
+    discriminator_start: Count = Field(50_000, description="steps before the discriminator takes part")
+    discriminator_width: Positive = Field(64, description="channels of its first layer")
+    discriminator_layers: Positive = Field(3, description="its layers that halve the side")
+    checkpoint_every: Positive = Field(1000, description="steps between checkpoints")
+
+
+class DiffusionOptions(Options):
+    """Public training of a latent diffusion model's UNet, told of classes by one token of context or of nothing (Rombach et al. 2022)."""
+
+    context_width: Count = Field(0, description="width of the token that tells the class (0: an unconditional model, with attention but no cross-attention)")
+    seed: int = Field(0, description="seed of initialisation, order, timesteps and noise")
+    block_out_channels: list[Positive] = Field([128, 256, 256, 512], min_length=1, description="widths, the largest feature map first")
+    layers_per_block: Positive = Field(2, description="residual blocks per width")
+    attention_levels: list[Count] = Field([0, 1, 2], description="levels with attention, counted from 0, the largest feature map")
+    heads: Positive = Field(8, description="attention heads (conditional models)")
+    head_width: Positive = Field(32, description="channels of an attention head (unconditional models)")
+    norm_num_groups: Positive = Field(32, description="groups of the normalisation; must divide every width")
+    residual_updown: bool = Field(False, description="halve and double by residual blocks, timesteps as scale and shift (unconditional models only)")
+    beta_start: Rate = Field(0.0015, description="first beta of the schedule, linear in its root, of 1,000 timesteps")
+    beta_end: Rate = Field(0.0155, description="last beta")
+    steps: Positive = Field(200_000, description="optimiser steps")
+    batch: Positive = Field(200, description="pictures per step")
+    lr: Rate = Field(1e-4, description="peak learning rate of AdamW (warm-up, then cosine to zero)")
+    muon_lr: float = Field(0.0, ge=0, description="peak learning rate of Muon for matrices and convolutions, same schedule; 0: AdamW for all, as published")
+    ema: Fraction = Field(0.9999, description="decay of the exponential moving average that is kept")
+    mirrored: bool = Field(False, description="mirror every second picture")
+
+
 class FinetuneOptions(Options):
     """Fine-tuning of one method on a shard of concepts."""
 
@@ -396,8 +444,10 @@ class ImportOptions(Options):
     """How a folder of pictures becomes an ImageSet."""
 
     size: Positive = Field(64, description="side of the square pictures written (shorter side resized, centre cropped)")
+    crop: Count = Field(0, description="side of the square cut out of the centre beforehand, in pixels of the source (0: all of the picture)")
     caption: str = Field("{concept}", description="caption of a picture without one of its own; {concept} is its class")
     train_per_concept: Count = Field(0, description="pictures of a concept put into fold train (0: all), the rest into heldout")
+    published_split: bool = Field(False, description="instead: what lies in a folder or parquet file named train goes into fold train, any other into heldout")
     tune_concepts: Count = Field(0, description="concepts put into split tune, the rest into test")
     seed: int = Field(0, description="seed of the assignment")
     max_pixels: Positive = Field(100_000_000, description="larger pictures are refused (decompression bombs)")

@@ -33,7 +33,7 @@ def problem(kind, pictures, draws, device):
     if kind == "lora":
         add_lora(unet, 8, 8, ["to_q", "to_k", "to_v", "to_out.0"], torch.Generator().manual_seed(0))
     parameters = trainable.apply(unet, trainable.select(unet, kind))
-    network = conditioned.Conditioned(unet).to(device)
+    network = conditioned.Conditioned(unet, None, lambda net, x_t, t, context: net(x_t, t, context, return_dict=False)[0]).to(device)
     rows = pictures * draws
     x, target = torch.randn(2, rows, *LATENT).to(device)
     t, context = torch.randint(1000, (rows,)).to(device), torch.randn(rows, TOKENS, WIDTH).to(device)

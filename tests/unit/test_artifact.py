@@ -24,7 +24,7 @@ def test_the_shipped_file_is_up_to_date():
 
 
 def test_a_stale_file_is_named_and_can_be_written_anew(tmp_path, monkeypatch):
-    for name in ("claims", "runs", "estimates"):
+    for name in artifact.BLOCKS:
         monkeypatch.setattr(artifact, f"{name}_table", lambda *_, name=name: f"table of {name}")
     monkeypatch.setattr(artifact, "estimated_costs", lambda root: {"paper": {}})
     text = "".join(f"before\n<!-- {name}:begin -->\nold\n<!-- {name}:end -->\n" for name in artifact.BLOCKS)

@@ -77,6 +77,30 @@ def test_train_and_test_folders_of_one_class_are_one_concept(tmp_path):
     assert table.image_id.tolist() == ["anna-0", "anna-0-2", "ben-0", "ben-0-2"]
 
 
+def test_a_published_split_becomes_the_folds(tmp_path):
+    for part, count in (("train", 3), ("test", 1)):
+        for number in range(count):
+            picture(tmp_path / "in" / part / "anna" / f"train-{number}.png", (number, 0, 9 if part == "train" else 200))
+    table = run(tmp_path / "in", tmp_path, ImportOptions(size=8, published_split=True, train_per_concept=1))
+    assert table.groupby(table.source.str.split("/").str[0]).fold.unique().map(list).to_dict() == {"train": ["train"], "test": ["heldout"]}
+    picture(tmp_path / "flat" / "anna" / "train-0.png")
+    with pytest.raises(InputError, match="no folder, and in no parquet file, named train or test"):
+        run(tmp_path / "flat", tmp_path / "flat-out", ImportOptions(size=8, published_split=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "fold"),
+    [
+        ("data/train-00000-of-00001.parquet#3", "train"),
+        ("data/test-00000.parquet#0", "heldout"),
+        ("validation/a/b.png", "heldout"),
+        ("Training/a/b.png", "train"),
+    ],
+)
+def test_the_published_fold_of_a_name(name, fold):
+    assert importing._published_fold(name) == fold
+
+
 def test_loose_pictures_beside_class_folders_are_refused(tmp_path):
     two_concepts(tmp_path / "in")
     picture(tmp_path / "in" / "loose.png")
@@ -335,6 +359,14 @@ def test_shorter_side_then_centre_crop(tmp_path):
     Image.fromarray(noise).save(tmp_path / "noise.png")
     literal = np.asarray(Image.fromarray(noise).resize((16, 8), Image.Resampling.LANCZOS))[:, 4:12]
     assert np.abs(read_square(tmp_path / "noise.png", 8, 10**8).astype(int) - literal).max() <= 1
+
+
+def test_a_crop_of_the_centre_comes_before_the_size(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    assert np.array_equal(read_square(tmp_path / "noise.png", 8, 10**8, crop=8), noise[16:24, 26:34])
+    with pytest.raises(InputError, match="60 x 40 pixels, too few for a crop of 41"):
+        read_square(tmp_path / "noise.png", 8, 10**8, crop=41)
 
 
 def test_reduction_is_antialiased_and_a_very_long_picture_stays_cheap(tmp_path):

@@ -163,7 +163,8 @@ def test_unconditional_attention_blocks_are_found_and_clipped():
     )  # fmt: skip
     parameters = trainable.apply(unet, trainable.select(unet, "unconditional-attention"))
     assert 0 < sum(parameter.numel() for parameter in parameters) < sum(parameter.numel() for parameter in unet.parameters()) / 4
-    network, x = conditioned.Conditioned(unet), torch.randn(3, 4, 8, 8)
+    call = lambda net, x_t, t, context: net(x_t, t, context, return_dict=False)[0]  # noqa: E731
+    network, x = conditioned.Conditioned(unet, None, call), torch.randn(3, 4, 8, 8)
     errors = lambda net: net(x, torch.tensor([3, 5, 7]), torch.zeros(3, 2, 8)).square().flatten(1).mean(1)  # noqa: E731
     found = {method: gradients.make(method, network, parameters).clipped(errors, 3, 1e-4) for method in ("ghost", "hooks")}
     assert torch.allclose(found["ghost"][1], found["hooks"][1], rtol=1e-5)

@@ -253,6 +253,24 @@ def base_revision(wildcards):
     return one(study.bases, name=wildcards.base).revision
 
 
+def public_images(wildcards):
+    """The pictures a base of kind trained learns from."""
+    return f"{RESULTS}/data/{one(study.bases, name=wildcards.base).images}/manifest.csv"
+
+
+def perceptual_flag(wildcards):
+    network = one(study.bases, name=wildcards.base).perceptual
+    return f"--perceptual {shlex.quote(network)}" if network else ""
+
+
+def first_stage_options(wildcards):
+    return as_json(one(study.bases, name=wildcards.base).first_stage)
+
+
+def diffusion_options(wildcards):
+    return as_json(one(study.bases, name=wildcards.base).diffusion)
+
+
 def base_parts(wildcards):
     return shipped(study.shipped.autoencoder, study.shipped.text_encoder, base_path(wildcards))
 

@@ -5,7 +5,7 @@ import itertools
 import re
 import tempfile
 import unicodedata
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pandas as pd
@@ -24,7 +24,7 @@ def import_images(source, out, options):
 
     Three layouts are understood: class sub-folders (a flat folder is one concept named after the folder); `metadata.csv` files
     with `file_name` and optionally `caption`/`text` and `concept`/`label`/`class`; parquet files as the hub stores data sets. Each
-    concept gets a split (`tune` or `test`) and each picture a fold (`train` or `heldout`) by a coin seeded with `options.seed`.
+    concept gets a split (`tune` or `test`) and each picture a fold (`train` or `heldout`) by a coin seeded with `options.seed`, or as published.
     Written are the ImageSet, with a column `source` that says where each picture was, a sidecar, and with `options.skip_broken`
     a `skipped.csv` (columns `file`, `reason`).
 
@@ -97,7 +97,8 @@ def _read(source, found, options, spool):
             concept = folder_name(entry.concept)
             if not concept:
                 raise InputError(f"has the concept {entry.concept!r}, which cannot be a folder's name")
-            pixels = read_square(entry.data, options.size, options.max_pixels)
+            fold = _published_fold(entry.name) if options.published_split else ""
+            pixels = read_square(entry.data, options.size, options.max_pixels, options.crop)
         except InputError as error:
             if not options.skip_broken:
                 raise InputError(f"{source / entry.name}: {error}. Repair or remove it, or leave such pictures out with --skip-broken true") from error
@@ -106,10 +107,20 @@ def _read(source, found, options, spool):
         if concepts.setdefault(concept, entry.concept) != entry.concept:
             raise InputError(f"{source}: the concepts {concepts[concept]!r} and {entry.concept!r} would share the folder name {concept!r}; rename one")
         caption = " ".join(entry.caption.split()) or options.caption.replace("{concept}", entry.concept)
-        rows.append({"stem": entry.stem, "concept": concept, "caption": caption, "source": entry.name, "position": len(rows)})
+        rows.append({"stem": entry.stem, "concept": concept, "caption": caption, "source": entry.name, "fold": fold, "position": len(rows)})
         spool.write(pixels.tobytes())
     spool.flush()
     return rows, skipped
+
+
+def _published_fold(name):
+    """`train` or `heldout` by the folder below which a picture lies, or by the parquet file it lies in."""
+    path = PurePosixPath(name.partition("#")[0].lower())
+    words = [*path.parts[:-1], *(re.split(r"[-_.]", path.name)[:1] if path.suffix == ".parquet" else [])]
+    found = [word for word in words if word in sources.SPLIT_FOLDERS]
+    if not found:
+        raise InputError("lies below no folder, and in no parquet file, named train or test, which published_split asks for")
+    return "train" if found[0] in ("train", "training") else "heldout"
 
 
 def _arrange(rows, options):
@@ -127,7 +138,7 @@ def _arrange(rows, options):
         train = draw([row["image_id"] for row in group], options.train_per_concept or len(group), "train", options.seed, concept)
         for row in group:
             row["split"] = "tune" if concept in tune else "test"
-            row["fold"] = "train" if row["image_id"] in train else "heldout"
+            row["fold"] = row["fold"] or ("train" if row["image_id"] in train else "heldout")
     return rows
 
 

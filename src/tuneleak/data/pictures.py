@@ -13,13 +13,14 @@ FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM")
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
 
-def read_square(source, size, max_pixels):
+def read_square(source, size, max_pixels, crop=0):
     """Decode a picture, turn it upright, flatten it to RGB on white, and cut it to a square.
 
     Args:
         source: path of the file, or its content as bytes.
         size: side of the result in pixels.
         max_pixels: a picture with more is refused before it is decoded.
+        crop: side of the square cut out of the centre beforehand (0: the largest there is).
 
     Returns:
         uint8 `(size, size, 3)`: the shorter side resized to `size` (antialiased, Lanczos), the longer one centre-cropped. Of an
@@ -41,7 +42,7 @@ def read_square(source, size, max_pixels):
             with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
                 if picture.width * picture.height > max_pixels:
                     raise InputError(f"has {picture.width} x {picture.height} pixels, more than max_pixels = {max_pixels}")
-                return _square(_upright_rgb(picture), size)
+                return _square(_upright_rgb(picture), size, crop)
         except InputError:
             raise
         except UnidentifiedImageError:
@@ -77,10 +78,12 @@ def _upright_rgb(picture):
     return picture.convert("RGB")
 
 
-def _square(picture, size):
+def _square(picture, size, crop):
     from PIL import Image
 
     # Resampling the centre square equals resizing, then cropping, without the huge intermediate of a very long picture.
-    side = min(picture.size)
+    side = crop or min(picture.size)
+    if side > min(picture.size):
+        raise InputError(f"has {picture.width} x {picture.height} pixels, too few for a crop of {crop}")
     left, top = (picture.width - side) / 2, (picture.height - side) / 2
     return np.asarray(picture.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side)))

@@ -18,7 +18,7 @@ from tuneleak import files, runtime
 from tuneleak.errors import InputError
 from tuneleak.finetune import checkpoint, methods, private_data
 from tuneleak.models import modelset, weights
-from tuneleak.models.pipeline import load_base
+from tuneleak.models.latent_diffusion import load_base
 from tuneleak.privacy import accounting, conditioned, gradients, mechanism, state, trainable
 from tuneleak.privacy.record import record, sample_rate
 
@@ -38,7 +38,8 @@ def finetune_private(base, images, world, out, options, device="auto"):
         (out / "manifest.csv").unlink(missing_ok=True)
         loaded = load_base(base, device, "float32")
         loaded.check_trainable()
-        loaded.check_words()
+        if options.conditioning == "text-encoder":
+            loaded.check_words()
         data = private_data.PrivateRecords(loaded, pictures, options)
         sigma = 0.0 if options.privacy.noiseless else _noise(options.privacy)
         folder = out / ".checkpoints" / _digest(loaded, pictures, options)
@@ -99,7 +100,7 @@ def prepare(base, options, seed):
 
         base.unet.enable_gradient_checkpointing(partial(recompute, use_reentrant=True))
         base.unet.train()  # diffusers checkpoints in training mode only; Stable Diffusion's UNet has no dropout
-    return conditioned.Conditioned(base.unet, embedder), parameters, selection, embedder
+    return conditioned.Conditioned(base.unet, embedder, base.call), parameters, selection, embedder
 
 
 def frozen_digest(network):

@@ -80,9 +80,10 @@ class NoiseRecords(Records):
         latents = torch.randn(count, *base.latent_shape, device=base.device)
         if options.conditioning == "class":
             conditions = torch.arange(count, device=base.device) % len(options.prompts)
-        else:
+        elif options.conditioning == "text-encoder":
             conditions = base.token_ids([""] * count)
-            conditions = conditions if options.conditioning == "text-encoder" else base.encode_text([""]).expand(count, -1, -1)
+        else:
+            conditions = base.encode_text(list(options.prompts.values())[:1] or [""]).expand(count, -1, -1)
         super().__init__(base, latents, conditions)
 
 

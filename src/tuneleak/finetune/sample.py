@@ -16,8 +16,9 @@ from tuneleak.data.imageset import from_tensor
 from tuneleak.errors import InputError
 from tuneleak.finetune.generate import guided_latents, starting_noise
 from tuneleak.finetune.mean_features import load_generator
+from tuneleak.models.latent_diffusion import load_base
 from tuneleak.models.modelset import CLASS_FILE, GENERATOR_FILE, ModelSet
-from tuneleak.models.pipeline import load_base, load_tuned
+from tuneleak.models.pipeline import load_tuned
 from tuneleak.privacy.conditioned import load_class_contexts
 
 
@@ -99,7 +100,7 @@ def captions_of(options):
 
 
 def _draw(base, model, contexts, facts, options, chosen, drawn):
-    turn, null = captions_of(options), model.encode_text([""])
+    turn, null = captions_of(options), model.encode_text([""]) if options.guidance_scale != 1 else None
     for label, caption in runtime.progress(dict.fromkeys(turn[index] for index in chosen), f"sample {facts['model_id']}"):
         context = contexts[label][None].to(base.device) if label in contexts else model.encode_text([caption])
         indices = [index for index in chosen if turn[index] == (label, caption)]

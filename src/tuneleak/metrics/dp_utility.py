@@ -108,7 +108,7 @@ class _Study:
 
     def _accuracies(self, pixels, labels):
         rows, knobs = [], self.options
-        for kind in knobs.classifiers:
+        for kind in knobs.classifiers if len(self.classes) > 1 else ():  # of one class there is nothing to learn
             settings = {"width": knobs.classifier_width, "size": knobs.classifier_size, "device": self.device}
             network = classifiers.train(kind, pixels, labels, len(self.classes), knobs.classifier_epochs, knobs.seed, **settings)
             hits = classifiers.predict(network, self.test_pixels, knobs.classifier_size, self.device) == self.truth
@@ -128,8 +128,8 @@ class _Study:
 
 def weight_changes(base, models):
     """||W' - W|| / ||W|| of the queries, keys and values of every attention block, rows without world and base (DP-LDM, figure 5)."""
+    from tuneleak.models.latent_diffusion import load_base
     from tuneleak.models.modelset import LORA_FILE, ModelSet
-    from tuneleak.models.pipeline import load_base
     from tuneleak.models.weights import read_lora
     from tuneleak.privacy.trainable import attention_blocks
 
@@ -146,7 +146,7 @@ def weight_changes(base, models):
         elif not (folder / LORA_FILE).is_file():
             continue  # methods that leave the UNet alone
         else:
-            lora = read_lora(folder / LORA_FILE, {"unet": loaded.unet, "text_encoder": loaded.text_encoder})["unet"]
+            lora = read_lora(folder / LORA_FILE, loaded.networks())["unet"]
             changed = {f"{module}.weight": lora.alpha / lora.rank * b @ a for module, (a, b) in lora.matrices.items()}
         for index, block in enumerate(blocks):
             for part in ("to_q", "to_k", "to_v"):

@@ -43,16 +43,19 @@ class TextEmbedder(nn.Module):
 
 
 class Conditioned(nn.Module):
-    """`forward(x_t (n, C, h, w), t (n,), condition) -> (n, C, h, w)`; without an embedder the condition is the context itself."""
+    """`forward(x_t (n, C, h, w), t (n,), condition) -> (n, C, h, w)`; without an embedder the condition is the context itself.
 
-    def __init__(self, unet, embedder=None):
+    call: how the network is told its context, `Base.call` of its base.
+    """
+
+    def __init__(self, unet, embedder, call):
         super().__init__()
-        self.unet, self.embedder = unet, embedder
+        self.unet, self.embedder, self.call = unet, embedder, call
 
     def forward(self, x_t, t, condition):
         context = condition if self.embedder is None else self.embedder(condition)
         x_t = x_t.contiguous()  # Opacus reads a convolution's input as if it lay so; of pictures in channels_last its gradients are wrong without a word
-        return self.unet(x_t, t, encoder_hidden_states=context, return_dict=False)[0]
+        return self.call(self.unet, x_t, t, context)
 
 
 def save_contexts(path, contexts, classes):

@@ -8,13 +8,13 @@ from tuneleak.report import record, recorded, registry
 
 ARTIFACT = Path("ARTIFACT.md")
 REFERENCE = Path("paper/reference")
-PAPER, PAPER_ONE = Path("workflow/presets/paper.yaml"), Path("workflow/overlays/paper-one.yaml")
+PAPER, PAPER_ONE, PAIRS = Path("workflow/presets/paper.yaml"), Path("workflow/overlays/paper-one.yaml"), Path("workflow/overlays/dp-pairs.yaml")
 TARGETS = {  # the workflow's target of each system
     "finextract": "finextract", "finextract-ablations": "ablations", "finextract-attacker": "attacker", "shake-to-leak": "shake", "lora-weights": "weights",
     "dp-ldm": "dp", "defences": "defences",
 }  # fmt: skip
 NOT_RECORDED = "not recorded yet"
-BLOCKS = ("claims", "runs", "estimates")
+BLOCKS = ("claims", "runs", "estimates", "pairs")
 
 
 def artifact(root=".", write=False):
@@ -25,7 +25,7 @@ def artifact(root=".", write=False):
         raise InputError(f"{path}: no such file; run this in the project's folder")
     text = before = path.read_text(encoding="utf-8")
     costs = estimated_costs(root)
-    tables = {"claims": claims_table(root, costs["paper"]), "runs": runs_table(root), "estimates": estimates_table(costs)}
+    tables = {"claims": claims_table(root, costs["paper"]), "runs": runs_table(root), "estimates": estimates_table(costs), "pairs": pairs_table(root)}
     for name in BLOCKS:
         text = _replaced(text, name, tables[name], path)
     if write:
@@ -98,6 +98,25 @@ def estimates_table(costs):
         total = sum(cost.hours for cost in systems.values()), sum(cost.disk_gb for cost in systems.values())
         lines.append(f"| {preset} | all | | | {_rounded(total[0])} | {_rounded(total[1])} | |")
     return "\n".join(lines)
+
+
+def pairs_table(root):
+    """Markdown: what DP-LDM's pairs of public and private pictures would take (overlay `dp-pairs`)."""
+    lines = [
+        "| private pictures | UNet call, GFLOP | first stage, GFLOP | its training, GPU-hours | public model's training | private trainings | samples |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    total, seen = 0.0, set()
+    study = budget.load(root / "config.yaml", [root / PAPER, root / PAIRS])
+    bases = {world.name: world.base for world in study.dp_ldm.worlds}
+    for world, cost in estimate.pair_costs(study).items():
+        shared = bases[world] in seen
+        seen.add(bases[world])
+        public = ("(above)", "(above)") if shared else (_rounded(cost.first_stage_hours), _rounded(cost.public_hours))
+        total += cost.private_hours + cost.sampling_hours + (0 if shared else cost.first_stage_hours + cost.public_hours)
+        flops = f"{cost.unet_flops / 1e9:.2f} | {cost.first_stage_flops / 1e9:.2f}"
+        lines.append(f"| {world} | {flops} | {public[0]} | {public[1]} | {_rounded(cost.private_hours)} | {_rounded(cost.sampling_hours)} |")
+    return "\n".join([*lines, f"| all | | | | | | {_rounded(total)} in all |"])
 
 
 def _with_what(root, preset, system):
