@@ -155,7 +155,7 @@ def weights_rows(study):
     steps = recipe.steps_per_image * recipe.images_per_concept
     sizes = [knobs.sizes.image_counts[number % len(knobs.sizes.image_counts)] for number in range(knobs.sizes.people * seeds)]
     size_steps = sum(steps * len(sizes) if kind == "total" else recipe.steps_per_image * sum(sizes) for kind in knobs.sizes.steps)
-    models = (knobs.train_people + 2 * victims) * seeds
+    models = knobs.train_people * len(knobs.attackers_recipe().seeds) + 2 * victims * seeds
     others = [item.options.steps_per_image * item.options.images_per_concept * item.options.batch * victims * seeds for item in knobs.other_recipes]
     plans = {plan.name: plan.options for plan in knobs.encoders}
     adapted = [plans[name] for name in ("spectral", "autoencoder") if name in plans] * len(knobs.adaptive)

@@ -227,11 +227,16 @@ class Config(Options):
         if knobs.recipe.method != "lora":
             raise ValueError(f"lora_weights.recipe: the weights attacks are about LoRAs of the UNet; method is {knobs.recipe.method!r}, not 'lora'")
         for other in knobs.other_recipes:
-            same = ("method", "rank", "target_modules", "images_per_concept", "seeds")
+            same = ("method", "rank", "target_modules", "seeds")
             odd = next((key for key in same if getattr(other.options, key) != getattr(knobs.recipe, key)), None)
             if odd or not re.fullmatch(r"[a-z0-9][a-z0-9-]*", other.name) or [item.name for item in knobs.other_recipes].count(other.name) > 1:
                 reason = f"{odd} must be that of lora_weights.recipe" if odd else "its name occurs twice or is none of small letters, digits and hyphens"
                 raise ValueError(f"lora_weights.other_recipes: {other.name!r}: {reason}")
+            for name in filter(None, (other.images, other.distractors)):
+                if name not in images:
+                    raise ValueError(f"lora_weights.other_recipes: the image set {name!r} of {other.name!r} is not in `images`")
+            if bool(other.images) != bool(other.world) or other.world == knobs.world:
+                raise ValueError(f"lora_weights.other_recipes: {other.name!r}: other victims need both `images` and a `world` of their own")
         unknown = set(knobs.adaptive) - {item.name for item in knobs.transforms}
         if unknown:
             raise ValueError(f"lora_weights.adaptive: {sorted(unknown)[0]!r} is none of the transforms {[item.name for item in knobs.transforms]}")

@@ -135,7 +135,7 @@ def costs(study, network, teraflops=TERAFLOPS):
     drawn = [(recipe.options, row["models"]) for recipe, row in zip(study.finextract.attacker.recipes, attacker, strict=False)]  # the others train nothing
     shake = study.shake_to_leak
     weights = study.lora_weights
-    on_the_way = kept_models(weights) - weights.train_people * len(weights.recipe.seeds)
+    on_the_way = kept_models(weights) - weights.train_people * len(weights.attackers_recipe().seeds)
     groups = {
         "finextract": (extraction, models, 0),
         "finextract-ablations": (ablations, [(options, row["models"]) for options, row in zip(recipes, ablations, strict=True)], 0),
@@ -168,7 +168,7 @@ def trained_weights(options, network):
 
 def kept_models(study):
     """How many models the training set of the weights study keeps, those on the way to finished ones among them."""
-    recipe = study.recipe
+    recipe = study.attackers_recipe()
     steps = recipe.steps_per_image * recipe.images_per_concept
     return study.train_people * len(recipe.seeds) * -(-steps // (study.collect.snapshot_every or steps))
 

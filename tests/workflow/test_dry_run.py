@@ -79,6 +79,38 @@ def test_the_matrix_is_run_in_few_jobs_and_where_it_can_be(clone):
     assert "defences" not in "".join(jobs(clone.snakemake("--dry-run", "--quiet", "rules", *overlay_of("paper-one")).stdout))
 
 
+def test_victims_of_other_recipes_have_their_own_pictures_and_gallery(clone):
+    """The same people on one and on ten pictures, and artists, who are another world and have controls of their own."""
+    done = clone.snakemake("--dry-run", "--printshellcmds", *overlay_of("full"), "workflow/overlays/weights-others.yaml", "--", "weights").stdout
+    calls = {name: re.findall(rf"tuneleak finetune .*weights/victims/{name} .*", done) for name in ("none", "recipe-pictures-10", "recipe-artists")}
+    assert all(len(found) == 1 for found in calls.values())
+    (none,), (ten,), (artists,) = calls.values()
+    assert "--images results/full/data/lora-test --world lora-identities --split '' --stop 100" in none
+    assert "--images results/full/data/lora-test --world lora-identities --split '' --stop 100" in ten and '"images_per_concept": 10' in ten
+    assert "--images results/full/data/private-artists --world artists --split test  --out" in artists
+    call = "attack weights run --models results/full/weights/victims/{} .*"
+    none, gentle, artists = (re.findall(call.format(name), done)[0] for name in ("none", "recipe-gentle", "recipe-artists"))
+    assert '"controls": true' in none and '"controls": true' in artists and '"controls": false' in gentle
+    assert "--images results/full/data/private-artists --distractors results/full/data/public-artists" in artists
+    assert "--second" in none and "--second" not in artists
+
+
+@pytest.mark.parametrize(
+    ("overlays", "says"),
+    [
+        (("workflow/presets/weights-artists.yaml",), "--world artists --split test --stop 8"),
+        (("workflow/presets/paper.yaml", "workflow/overlays/weights-2-1.yaml"), "--base results/paper-weights-2-1/bases/stable-diffusion-2-1-base"),
+        (("workflow/presets/paper.yaml", "workflow/overlays/weights-objects.yaml"), "--images results/paper-weights-objects/data/objects-test"),
+    ],
+)
+def test_the_weights_study_of_other_items_and_bases(clone, overlays, says):
+    done = clone.snakemake("--dry-run", "--printshellcmds", "--configfile", *overlays, "--", "weights")
+    assert says in done.stdout and "evaluate lora-weights" in done.stdout
+    if "weights-artists" in overlays[0]:  # every seed its own half of the pictures, but not for the second sets, which are other pictures of the victims
+        (train, second) = (re.findall(rf"collect-weights .*{kind}.*", done.stdout)[0] for kind in ("weights/train/0", "weights/second"))
+        assert '"coin": true' in train and '"coin": false' in second and "--sizes" not in done.stdout
+
+
 def test_guidance_reaches_the_jobs(clone):
     """Grids go to tune concepts only; test concepts get the frozen point, and the base control the scale of classifier-free guidance."""
     grid = [{"w": 7.25, "k": 0.0}]

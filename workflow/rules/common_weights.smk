@@ -36,18 +36,18 @@ def collected(recipe=study.lora_weights.recipe, **changes):
 
 
 def collect_options(wildcards):
-    return collected()
+    return collected(study.lora_weights.attackers_recipe())
 
 
 def second_collect_options(wildcards):
     """Another set of the victims' people: the pictures after those that the victims trained on, and other random numbers, so that both share the person alone."""
     recipe = study.lora_weights.recipe
     other = recipe.model_copy(update={"seeds": [1000 + seed for seed in recipe.seeds]})
-    return collected(other, snapshot_every=0, skip_images=recipe.images_per_concept)
+    return collected(other, snapshot_every=0, skip_images=recipe.images_per_concept, coin=False)
 
 
 def size_collect_options(wildcards):
-    return collected(snapshot_every=0, image_counts=study.lora_weights.sizes.image_counts, steps=wildcards.steps)
+    return collected(snapshot_every=0, image_counts=study.lora_weights.sizes.image_counts, steps=wildcards.steps, coin=False)
 
 
 def known_transforms():
@@ -65,12 +65,42 @@ def transform_options(wildcards):
 
 
 def other_recipes():
-    """{name in the tables: options} of the victims that were fine-tuned otherwise."""
-    return {f"recipe-{item.name}": item.options for item in study.lora_weights.other_recipes}
+    """{name in the tables: OtherRecipe} of the victims that were fine-tuned otherwise."""
+    return {f"recipe-{item.name}": item for item in study.lora_weights.other_recipes}
 
 
 def other_recipe_options(wildcards):
-    return as_json(other_recipes()[wildcards.defence])
+    return as_json(other_recipes()[wildcards.defence].options)
+
+
+def of_victims(wildcards, field, otherwise):
+    """A field of the victims that were fine-tuned otherwise, where they have their own; else the study's."""
+    return getattr(other_recipes().get(wildcards.defence), field, "") or otherwise
+
+
+def victims_images(wildcards):
+    return f"{RESULTS}/data/{of_victims(wildcards, 'images', study.lora_weights.test_images)}/manifest.csv"
+
+
+def victims_distractors(wildcards):
+    return f"{RESULTS}/data/{of_victims(wildcards, 'distractors', study.lora_weights.distractors)}/manifest.csv"
+
+
+def victims_world(wildcards):
+    return of_victims(wildcards, "world", study.lora_weights.world)
+
+
+def victims_split(wildcards):
+    return f"--split {shlex.quote(of_victims(wildcards, 'split', study.lora_weights.test_split))}"
+
+
+def sizes_flag(wildcards, input):
+    return f"--sizes {' '.join(map(shlex.quote, input.sizes))}" if input.sizes else ""
+
+
+def victims_stop(wildcards):
+    """Other victims are attacked all."""
+    return "" if of_victims(wildcards, "images", "") else f"--stop {study.lora_weights.test_people}"
 
 
 def weights_defences():
@@ -115,7 +145,8 @@ def folder_of_weights_figures(wildcards, output):
 
 def weights_run_options(wildcards):
     knobs, recipe = study.lora_weights.run, wildcards.defence if wildcards.defence in other_recipes() else ""
-    return as_json(knobs, controls=knobs.controls and wildcards.defence == "none", defence=recipe)
+    alone = wildcards.defence == "none" or bool(of_victims(wildcards, "images", ""))  # nothing else has controls of the same victims
+    return as_json(knobs, controls=knobs.controls and alone, defence=recipe)
 
 
 def weights_embedders():

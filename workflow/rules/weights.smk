@@ -58,13 +58,14 @@ rule finetune_victims:
         images=subpath(input.images, parent=True),
         out=subpath(output.manifest, parent=True),
         world=study.lora_weights.world,
+        split=f"--split {shlex.quote(study.lora_weights.test_split)}",
         stop=study.lora_weights.test_people,
         device=DEVICE,
         dtype=study.dtype,
         options=as_json(study.lora_weights.recipe),
         code=code("tuneleak.finetune.loop"),
     shell:
-        "exec python -m tuneleak finetune --base {params.base:q} --images {params.images:q} --world {params.world} --split '' --start 0"
+        "exec python -m tuneleak finetune --base {params.base:q} --images {params.images:q} --world {params.world} {params.split}"
         " --stop {params.stop} --out {params.out:q}"
         " --device {params.device} --dtype {params.dtype} --options {params.options:q} > {log} 2>&1"
 
@@ -72,7 +73,7 @@ rule finetune_victims:
 rule finetune_others:
     input:
         base=weights_base,
-        images=f"<results>/data/{study.lora_weights.test_images}/manifest.csv",
+        images=victims_images,
     output:
         manifest="<results>/weights/victims/{defence}/manifest.csv",
     log:
@@ -92,15 +93,16 @@ rule finetune_others:
         base=weights_base_folder,
         images=subpath(input.images, parent=True),
         out=subpath(output.manifest, parent=True),
-        world=study.lora_weights.world,
-        stop=study.lora_weights.test_people,
+        world=victims_world,
+        split=victims_split,
+        stop=victims_stop,
         device=DEVICE,
         dtype=study.dtype,
         options=other_recipe_options,
         code=code("tuneleak.finetune.loop"),
     shell:
-        "exec python -m tuneleak finetune --base {params.base:q} --images {params.images:q} --world {params.world} --split '' --start 0"
-        " --stop {params.stop} --out {params.out:q}"
+        "exec python -m tuneleak finetune --base {params.base:q} --images {params.images:q} --world {params.world} {params.split}"
+        " {params.stop} --out {params.out:q}"
         " --device {params.device} --dtype {params.dtype} --options {params.options:q} > {log} 2>&1"
 
 
@@ -127,13 +129,14 @@ rule collect_second:
         images=subpath(input.images, parent=True),
         out=subpath(output.manifest, parent=True),
         world=study.lora_weights.world,
+        split=f"--split {shlex.quote(study.lora_weights.test_split)}",
         stop=study.lora_weights.test_people,
         device=DEVICE,
         dtype=study.dtype,
         options=second_collect_options,
         code=code("tuneleak.finetune.many"),
     shell:
-        "exec python -m tuneleak collect-weights --base {params.base:q} --images {params.images:q} --world {params.world} --start 0"
+        "exec python -m tuneleak collect-weights --base {params.base:q} --images {params.images:q} --world {params.world} {params.split}"
         " --stop {params.stop} --out {params.out:q}"
         " --device {params.device} --dtype {params.dtype} --options {params.options:q} > {log} 2>&1"
 
@@ -209,8 +212,8 @@ rule train_encoder:
 rule attack_weights:
     input:
         base=weights_base,
-        images=f"<results>/data/{study.lora_weights.test_images}/manifest.csv",
-        distractors=f"<results>/data/{study.lora_weights.distractors}/manifest.csv",
+        images=victims_images,
+        distractors=victims_distractors,
         models="<results>/weights/victims/{defence}/manifest.csv",
         second="<results>/weights/second/manifest.csv",
         encoders=encoders_against,
@@ -331,10 +334,11 @@ rule evaluate_lora_weights:
         mem_mb=gigabytes(2),
         runtime=minutes(30),
     params:
+        sizes=sizes_flag,
         options=as_json(study.lora_weights.evaluate),
         code=code("tuneleak.metrics.lora_weights"),
     shell:
-        "exec python -m tuneleak evaluate lora-weights --scores {input.scores} --sizes {input.sizes} --out {output.table}"
+        "exec python -m tuneleak evaluate lora-weights --scores {input.scores} {params.sizes} --out {output.table}"
         " --options {params.options:q} > {log} 2>&1"
 
 

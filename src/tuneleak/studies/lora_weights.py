@@ -25,10 +25,14 @@ class EncoderPlan(Options):
 
 
 class OtherRecipe(Options):
-    """Victims that were fine-tuned otherwise than the attacker's own models."""
+    """Victims that were fine-tuned otherwise than the attacker's own models, on as many pictures or others, or that are nothing the attacker has models of."""
 
     name: str = Field(description="name; the tables say recipe-<name>")
     options: FinetuneOptions = Field(description="how they were fine-tuned (method lora, the recipe's rank and modules)")
+    images: str = Field("", description="image set of other victims than the study's, artists where its encoders know people (empty: the study's)")
+    split: str = Field("", description="split of that set (empty: all)")
+    distractors: str = Field("", description="image set of further concepts of their gallery (empty: the study's)")
+    world: str = Field("", description="name of their world in the tables (empty: the study's)")
 
 
 class SizePlan(Options):
@@ -47,6 +51,7 @@ class LoraWeights(Options):
     world: str = Field(description="name of the world in the tables")
     train_images: str = Field(description="image set of the attacker's people")
     test_images: str = Field(description="image set of the victims")
+    test_split: str = Field("", description="split of that set that is attacked (empty: all)")
     distractors: str = Field(description="image set of further people of the gallery")
     identity_a: str = Field(description="identity embedder the attacks train with")
     identity_b: str = Field(description="identity embedder that judges")
@@ -59,6 +64,7 @@ class LoraWeights(Options):
     shard_people: Positive = Field(description="people per job of collect-weights")
     memory_gb: Positive = Field(8, description="memory that a job which trains an encoder asks for: it holds all training models, about twice")
     recipe: FinetuneOptions = Field(description="how victims, and the attacker's models, are fine-tuned (method lora)")
+    train_seeds: list[int] = Field([], description="seeds of the attacker's models of one person (empty: the recipe's)")
     collect: CollectOptions = Field(description="the attacker's data set of weights; its recipe is the one above")
     encoders: list[EncoderPlan] = Field(description="attacks and controls that are trained")
     trunk: str = Field("", description="CLIP text encoder of the paper's attack (empty: the base's own)")
@@ -68,3 +74,7 @@ class LoraWeights(Options):
     adaptive: list[str] = Field(description="transforms (kind, or kind-strength) against which attackers train anew who know them")
     sizes: SizePlan = Field(description="recovery of the number of training pictures")
     evaluate: EvaluateOptions = Field(description="metrics and intervals")
+
+    def attackers_recipe(self):
+        """How the attacker's own models are fine-tuned."""
+        return self.recipe.model_copy(update={"seeds": self.train_seeds}) if self.train_seeds else self.recipe
