@@ -23,6 +23,7 @@ from tuneleak.options import DiffusionOptions, FirstStageOptions, PrivacyOptions
 from tuneleak.privacy import trainable
 
 ROOT = Path(__file__).resolve().parents[2]
+DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")])]
 SIDE, CLASSES = 16, ("disc", "square")
 FIRST = {
     "block_out_channels": [8, 16], "layers_per_block": 1, "attention_sides": [8], "norm_num_groups": 4, "codes": 32, "steps": 6, "batch": 4, "lr": 1e-3,
@@ -305,7 +306,9 @@ def test_dp_ldm_from_training_to_pictures(bases, images, tmp_path, kind, conditi
     assert changes and max(change["value"] for change in changes) > 0
 
 
-def test_the_cifar_pair_at_its_full_size(tmp_path):
+@pytest.mark.slow
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_cifar_pair_at_its_full_size(tmp_path, device):
     """One step of each stage with the overlay's own architecture: 90 M weights, late blocks trained, VGG19's architecture behind the perceptual distance."""
     from safetensors.torch import save_file
     from torchvision.models import vgg19
@@ -317,11 +320,11 @@ def test_the_cifar_pair_at_its_full_size(tmp_path):
     images, plan = shapes(tmp_path / "images", side=32), models["imagenet32"]
     short = {"steps": 1, "batch": 2}
     first = plan.first_stage.model_copy(update=short | {"discriminator_start": 0})
-    train_first_stage.train(images, tmp_path / "vae", first, perceptual=tmp_path / "vgg19.safetensors", device="cpu")
-    train_latent_diffusion.train(images, tmp_path / "vae", tmp_path / "base", plan.diffusion.model_copy(update=short), device="cpu")
+    train_first_stage.train(images, tmp_path / "vae", first, perceptual=tmp_path / "vgg19.safetensors", device=device)
+    train_latent_diffusion.train(images, tmp_path / "vae", tmp_path / "base", plan.diffusion.model_copy(update=short), device=device)
     budgeted = recipe.privacy.model_copy(update={"delta": 1e-2, "expected_batch": 4, "public_size": 12, "steps": 1})
     options = recipe.model_copy(update={"privacy": budgeted, "prompts": {name: name for name in CLASSES}, "seeds": [0]})
-    private.finetune_private(tmp_path / "base", images, "cifar10", tmp_path / "models", options, device="cpu")
+    private.finetune_private(tmp_path / "base", images, "cifar10", tmp_path / "models", options, device=device)
     (row,) = modelset.ModelSet.load(tmp_path / "models").rows()
     facts = json.loads((tmp_path / "models" / row["file"] / private.RECORD).read_text())
     blocks = [f"{count}" for count in facts["attention_blocks"]]
@@ -329,7 +332,7 @@ def test_the_cifar_pair_at_its_full_size(tmp_path):
     dead = sum(value.numel() for name, value in late_blocks(plan.diffusion) if any(part in name for part in trainable.SINGLE_TOKEN_DEAD))
     assert facts["trained_weights"] == sum(value.numel() for _, value in late_blocks(plan.diffusion)) - dead + len(CLASSES) * 512
     drawing = SampleOptions(prompts=options.prompts, samples=2, steps=2, guidance_scale=1, batch=2)
-    sample.sample_classes(tmp_path / "base", tmp_path / "samples", drawing, models=tmp_path / "models", device="cpu")
+    sample.sample_classes(tmp_path / "base", tmp_path / "samples", drawing, models=tmp_path / "models", device=device)
     assert imageset.ImageSet.load(tmp_path / "samples").pixels().shape == (2, 32, 32, 3)
 
 
