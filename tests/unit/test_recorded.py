@@ -30,6 +30,16 @@ def test_the_full_run_of_a_system_comes_first_and_others_fall_back(tmp_path):
     assert recorded.described(tmp_path) == "full (dp-ldm); embedded (finextract)"
 
 
+def test_costs_are_the_largest_presets_and_within_one_the_latest_runs(tmp_path):
+    put(tmp_path, "embedded", "finextract", "shake-to-leak")
+    put(tmp_path, "full", "dp-ldm")
+    assert recorded.costs(tmp_path)["shared"] == {"from": "dp-ldm"}
+    for system, finished in (("finextract", "2026-02-02"), ("shake-to-leak", "2026-01-01")):
+        path = tmp_path / "embedded" / system / "run.meta.json"
+        files.write_json(path, files.read_json(path) | {"finished": finished})
+    assert recorded.rules(tmp_path, "embedded")["shared"] == {"from": "finextract"} and recorded.costs(tmp_path)["of finextract"] == {"seconds": 1}
+
+
 def test_costs_are_of_all_recorded_runs(tmp_path):
     put(tmp_path, "embedded", "finextract", "dp-ldm")
     assert recorded.costs(tmp_path) == {"of dp-ldm": {"seconds": 1}, "of finextract": {"seconds": 1}, "shared": {"from": "finextract"}}

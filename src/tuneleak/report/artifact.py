@@ -1,5 +1,6 @@
 """The verb `artifact`: the tables of ARTIFACT.md, made from the registered claims, the recorded runs and the estimates of the paper preset."""
 
+import re
 from pathlib import Path
 
 from tuneleak import budget, estimate, files
@@ -13,6 +14,11 @@ TARGETS = {  # the workflow's target of each system
     "finextract": "finextract", "finextract-ablations": "ablations", "finextract-attacker": "attacker", "shake-to-leak": "shake", "lora-weights": "weights",
     "dp-ldm": "dp", "defences": "defences",
 }  # fmt: skip
+FILES = {  # of the workflow's rules: whose they are; all others are shared
+    "extraction": "finextract", "finetune": "finextract", "ablations": "finextract-ablations", "attacker": "finextract-attacker", "shake": "shake-to-leak",
+    "weights": "lora-weights", "privacy": "dp-ldm", "defences": "defences",
+}  # fmt: skip
+SHARED = "shared: pictures, bases, tables, paper"
 NOT_RECORDED = "not recorded yet"
 BLOCKS = ("claims", "runs", "estimates", "pairs")
 
@@ -54,31 +60,50 @@ def claims_table(root, costs=None):
     registered = registry.load(root / REFERENCE / "claims.yaml", recorded.PRESETS[-1])
     past = recorded.claims(root / REFERENCE)
     lines = [
-        "| claim | of | command | expected (value [interval], status) | its study in the paper preset (estimated; state: weights, gradients, optimiser) |",
-        "|---|---|---|---|---|",
+        "| claim | of | command | expected (value [interval], status) | its study as recorded: jobs, largest job | in the paper preset (estimated; state: weights,"
+        " gradients, optimiser) |",
+        "|---|---|---|---|---|---|",
     ]
+    took = {preset: recorded_costs(root, preset) for preset in recorded.PRESETS}
     for family in dict.fromkeys(item.family.id for item in registered.claims):
         claim = next(item.family for item in registered.claims if item.family.id == family)
         numbers = _numbers(root, past[past.family == family]) if past is not None else NOT_RECORDED
-        command = f"`snakemake --cores all {TARGETS[claim.system]}`"
-        lines.append(f"| **{family}**: {_cell(claim.claim)} | {claim.paper or 'ours'} | {command} | {_cell(numbers)} | {_needs(claim.system, costs or {})} |")
+        preset = recorded.preset_of(root / REFERENCE, claim.system) if past is not None else ""
+        overlay = f"--configfile workflow/presets/{preset}.yaml -- " if preset not in ("", "embedded") else ""
+        hours, peak, _ = took.get(preset, {}).get(claim.system, (0, 0, 0))
+        spent = f"{_rounded(hours)} h, {peak:.1f} GB" if hours else NOT_RECORDED
+        what = f"**{family}**: {_cell(claim.claim)} | {claim.paper or 'ours'} | `snakemake --cores all {overlay}{TARGETS[claim.system]}`"
+        lines.append(f"| {what} | {_cell(numbers)} | {spent} | {_needs(claim.system, costs or {})} |")
     return "\n".join(lines)
 
 
+def system_of_rules(root):
+    """{rule: the system it belongs to, or `SHARED`}, by the file of the workflow that defines it."""
+    found = {}
+    for path in sorted((root / "workflow/rules").glob("*.smk")):
+        found |= dict.fromkeys(re.findall(r"^rule (\w+):", path.read_text(encoding="utf-8"), re.MULTILINE), FILES.get(path.stem, SHARED))
+    return found
+
+
+def recorded_costs(root, preset):
+    """{system: (hours of jobs, GB of the largest, number of jobs)} of the recorded runs of a preset."""
+    owner, found = system_of_rules(root), {}
+    for rule, facts in recorded.rules(root / REFERENCE, preset).items():
+        hours, peak, count = found.get(owner.get(rule, SHARED), (0.0, 0.0, 0))
+        found[owner.get(rule, SHARED)] = hours + facts["seconds"] / 3600, max(peak, facts["peak_memory_mb"] / 1000), count + facts["jobs"]
+    return found
+
+
 def runs_table(root):
-    """Markdown: what recorded runs took; systems that were recorded from one run share a row, for its hours are those of all of them."""
-    lines = ["| preset | systems | processor | jobs | hours of jobs | largest job, GB |", "|---|---|---|---|---|---|"]
+    """Markdown: what the jobs of each system took in the recorded runs, and those that serve all."""
+    lines = ["| preset | system | processor | jobs | hours of jobs | largest job, GB |", "|---|---|---|---|---|---|"]
     for preset in recorded.PRESETS:
-        runs = {}
-        for meta in sorted((root / REFERENCE / preset).glob("*/run.meta.json")):
-            facts = files.read_object(meta, "machine", "rules")
-            runs.setdefault(files.digest([facts["machine"], facts["rules"]]), (facts, []))[1].append(meta.parent.name)
-        for facts, systems in runs.values():
-            rules = facts["rules"].values()
-            seconds, peak = sum(rule["seconds"] for rule in rules), max(rule["peak_memory_mb"] for rule in rules)
-            machine = f"{facts['machine']['processor']}, {facts['machine']['cores']} cores, {facts['machine']['accelerator']}"
-            numbers = f"{sum(rule['jobs'] for rule in rules)} | {seconds / 3600:.2f} | {peak / 1000:.1f}"
-            lines.append(f"| {preset}{_with_what(root, preset, systems[0])} | {', '.join(systems)} | {machine} | {numbers} |")
+        for system, (hours, peak, count) in sorted(recorded_costs(root, preset).items(), key=lambda item: (item[0] == SHARED, item[0])):
+            meta = root / REFERENCE / preset / system / record.META
+            there = meta if meta.is_file() else next((root / REFERENCE / preset).glob(f"*/{record.META}"))
+            machine = files.read_object(there, "machine")["machine"]
+            where = f"{machine['processor']}, {machine['cores']} cores, {machine['accelerator']}"
+            lines.append(f"| {preset}{_with_what(root, preset, there.parent.name)} | {system} | {where} | {count} | {hours:.2f} | {peak:.1f} |")
     return "\n".join(lines)
 
 

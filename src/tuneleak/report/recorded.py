@@ -49,9 +49,18 @@ def described(reference):
     return "; ".join(f"{preset} ({', '.join(by_preset[preset])})" for preset in PRESETS if preset in by_preset)
 
 
-def costs(reference):
-    """`record.seconds_per_rule` of the recorded runs together, or None; where several ran a rule, of the last by name of its system."""
+def rules(reference, preset):
+    """`record.seconds_per_rule` of the recorded runs of one preset together: where a part was recorded again, of the run that finished last."""
+    runs = [files.read_json(path) for path in sorted((Path(reference) / preset).glob(f"*/{record.META}"))]
     found = {}
-    for system in systems(reference):
-        found |= record.facts_of(metrics_of(reference, system)).get("rules") or {}
+    for facts in sorted(runs, key=lambda facts: facts.get("finished", "")):
+        found |= facts.get("rules") or {}
+    return found
+
+
+def costs(reference):
+    """`record.seconds_per_rule` of the recorded runs together, or None; a rule that ran in several presets is the largest one's."""
+    found = {}
+    for preset in reversed(PRESETS):
+        found |= rules(reference, preset)
     return found or None
