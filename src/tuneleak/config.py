@@ -91,6 +91,13 @@ class Instruments(Options):
     factors: str = Field("", description="reader of true factors (leaked bits); empty: leaked bits are not reported")
 
 
+class Limits(Options):
+    """What jobs that use networks may take on a cluster, beside what they take in the embedded world. Both grow with every failed attempt."""
+
+    time: Positive = Field(1, description="factor on their time limits")
+    memory: Positive = Field(1, description="factor on their memory (of the host, not the GPU)")
+
+
 class Shipped(Options):
     """Parts of the embedded pipelines, shared by all its bases."""
 
@@ -125,6 +132,7 @@ class Config(Options):
     dtype: Literal["float32", "bfloat16"] = Field(description="precision of the networks; guidance and scores are float32 always")
     gpus: Count = Field(description="GPUs of this machine: as many jobs hold one at a time (0: none)")
     threads: Positive = Field(description="CPU threads of a heavy job")
+    limits: Limits = Field(description="time and memory that jobs ask a cluster for")
     shipped: Shipped = Field(description="shared parts of the embedded pipelines")
     instruments: Instruments = Field(description="the measuring networks")
     population: PopulationOptions = Field(description="the embedded world's people and artists")

@@ -16,7 +16,10 @@ STABLE_DIFFUSION_1 = {
     "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",), "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
 }  # fmt: skip
 TOKENS = 77
+TEXT_WEIGHTS = 123_060_480  # of its text encoder, CLIP ViT-L/14's
 TERAFLOPS = 40.0  # assumed sustained rate of one 24 GB GPU in bfloat16; scale the hours by what yours reaches
+FLOAT32 = 20.0  # the same in float32, in which DP-LDM is trained and drawn from: a clip in bfloat16 bounds nothing, and noisy steps are finer than it
+PRIVATE_VECTORS = 8  # as long as what DP-SGD trains: weights, gradient, sum of clipped ones, noise, the noised mean, AdamW's two moments and its update
 PICTURE_MB = 0.5  # assumed size of a 512 px PNG
 _WHOLE = ("end-to-end", "dreambooth", "dreambooth-prior")  # methods whose models are whole UNets
 
@@ -77,7 +80,8 @@ class PairCost:
 def pair_costs(study, teraflops=TERAFLOPS):
     """{world: PairCost} of the DP-LDM worlds of a validated configuration whose public model is trained in it; worlds that share one show its hours each."""
     bases = {base.name: base for base in study.bases if base.kind == "trained"}
-    hours, rows, found = teraflops * 1e12 * 3600, list(budget.private_rows(study.dp_ldm)), {}
+    hours, slow = (rate * 1e12 * 3600 for rate in (teraflops, teraflops * FLOAT32 / TERAFLOPS))
+    rows, found = list(budget.private_rows(study.dp_ldm)), {}
     sizes = {source.name: source.options.size for source in study.images}
     for world in study.dp_ldm.worlds:
         if world.base not in bases:
@@ -90,10 +94,10 @@ def pair_costs(study, teraflops=TERAFLOPS):
         found[world.name] = PairCost(
             unet,
             both,
-            first.steps * first.batch * budget.TRAINING_CALLS * both / hours,
-            diffusion.steps * diffusion.batch * (budget.TRAINING_CALLS * unet + encoder) / hours,
-            training * unet / hours,
-            sampling * unet / hours,
+            first.steps * first.batch * budget.TRAINING_CALLS * both / slow,
+            diffusion.steps * diffusion.batch * (budget.TRAINING_CALLS * unet / hours + encoder / slow),
+            training * unet / slow,
+            sampling * unet / slow,
         )
     return found
 
@@ -145,7 +149,8 @@ def costs(study, network, teraflops=TERAFLOPS):
         "defences": (list(budget.matrix_rows(study)), _matrix_models(study), 0),
         "dp-ldm": (private, _private_models(study.dp_ldm), study.dp_ldm.sample.samples * sum(row["models"] or 1 for row in private)),
     }
-    found = {system: _cost(*group, network, teraflops) for system, group in groups.items()}
+    rates = {"dp-ldm": teraflops * FLOAT32 / TERAFLOPS}
+    found = {system: _cost(*group, network, rates.get(system, teraflops)) for system, group in groups.items()}
     mine = found["lora-weights"]
     return found | {"lora-weights": replace(mine, disk_gb=mine.disk_gb + 4e-9 * on_the_way * trained_weights(weights.recipe, network))}
 
@@ -154,16 +159,19 @@ def _cost(rows, models, pictures, network, teraflops):
     calls = sum(row["training"] + row["sampling"] for row in rows)
     sizes = [(trained_weights(options, network), count) for options, count in models]
     disk = sum(4 * size * count for size, count in sizes) / 1e9 + pictures * PICTURE_MB / 1e3
-    state = max((4 * network.weights + 12 * size for size, _ in sizes), default=0) / 1e9  # weights, then gradient and AdamW's two moments, float32
+    # weights, then gradient and AdamW's two moments, float32; for DP-SGD what it holds
+    kinds = [(size, PRIVATE_VECTORS - 1 if isinstance(options, PrivateFinetuneOptions) else 3) for (size, _), (options, _) in zip(sizes, models, strict=True)]
+    state = max((4 * (network.weights + TEXT_WEIGHTS) + 4 * vectors * size for size, vectors in kinds), default=0) / 1e9
     return Cost(sum(count for _, count in sizes), calls, calls * network.flops / (teraflops * 1e12) / 3600, disk, state)
 
 
 def trained_weights(options, network):
-    """Weights of the UNet that a recipe trains and saves: all of them, or those of its LoRA (both, for a method of both)."""
+    """Weights that a recipe trains and saves: all of the UNet's, or those of its LoRA (both, for a method of both), and the text encoder's if it is tuned."""
     kind = getattr(options, "trainable", None) or options.method
     lora = options.rank * sum(network.per_rank.get(name, 0) for name in options.target_modules) if "lora" in kind else 0
     whole = kind in ("all", "attention", "resblocks", "input", "bias", "unconditional-attention") or any(kind.startswith(name) for name in _WHOLE)
-    return lora + (network.weights if whole else 0)
+    text = kind.startswith("end-to-end") or getattr(options, "train_text_encoder", False) or getattr(options, "conditioning", "") == "text-encoder"
+    return lora + (network.weights if whole else 0) + (TEXT_WEIGHTS if text and "lora" not in kind else 0)
 
 
 def kept_models(study):

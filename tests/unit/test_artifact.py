@@ -69,6 +69,7 @@ def test_models_are_as_large_as_what_they_train():
     lora = FinetuneOptions(method="lora", rank=4, target_modules=["to_q", "to_v"])
     assert estimate.trained_weights(lora, network) == 32
     assert estimate.trained_weights(FinetuneOptions(method="dreambooth"), network) == 1000
+    assert estimate.trained_weights(FinetuneOptions(method="end-to-end"), network) == 1000 + estimate.TEXT_WEIGHTS
     assert estimate.trained_weights(lora.model_copy(update={"method": "dreambooth+lora"}), network) == 1032
     assert estimate.trained_weights(SimpleNamespace(trainable="lora", method="", rank=2, target_modules=["to_q"]), network) == 6
 
@@ -79,8 +80,10 @@ def test_hours_follow_from_calls_and_the_rate():
     costs = estimate.costs(study, network, teraflops=1.0)
     rows = list(budget.shake_rows(study))
     assert costs["shake-to-leak"].calls == sum(row["training"] + row["sampling"] for row in rows)
-    assert all(cost.hours == pytest.approx(cost.calls) for cost in costs.values())
-    assert costs["finextract"].state_gb == pytest.approx(4 + 12) and costs["lora-weights"].state_gb == pytest.approx(4)
+    assert all(cost.hours == pytest.approx(cost.calls * (2 if system == "dp-ldm" else 1)) for system, cost in costs.items())  # float32: half the rate
+    text = 4e-9 * estimate.TEXT_WEIGHTS
+    assert costs["finextract"].state_gb == pytest.approx(4 + 12 + text) and costs["lora-weights"].state_gb == pytest.approx(4 + text)
+    assert costs["dp-ldm"].state_gb == pytest.approx(8 * 4 + text)
 
 
 def test_every_claim_tells_what_its_study_needs_at_the_papers_scale():
@@ -96,6 +99,27 @@ def test_the_readme_states_the_totals():
     table = artifact.estimates_table(artifact.estimated_costs(ROOT))
     total = next(line for line in table.splitlines() if line.startswith("| paper | all |")).split("|")
     assert f"{total[5].strip()} GPU-hours of one 24 GB GPU and {total[6].strip()} GB of disk in all" in (ROOT / "README.md").read_text()
+
+
+def test_the_readme_states_the_totals_of_the_pairs():
+    table = [[cell.strip().replace(",", "") for cell in line.split("|")[1:-1]] for line in artifact.pairs_table(ROOT).splitlines()[2:]]
+    (cifar,) = (round(sum(map(float, row[3:]))) for row in table if row[0] == "cifar10")
+    total = table[-1][-1].removesuffix(" in all")
+    assert f"by estimate {int(total):,d} GPU-hours in all, {cifar} of them for CIFAR-10" in " ".join((ROOT / "README.md").read_text().split())
+
+
+def test_jobs_of_the_paper_preset_end_within_their_limits():
+    """Three attempts, of one, two and three times the limit, between which checkpoints, slices and seeds survive: a job within their sum, a seed within one."""
+    study = budget.load(ROOT / "config.yaml", ROOT / "workflow/presets/paper.yaml")
+    seconds, limit = 0.803 / estimate.FLOAT32, 240 * study.limits.time / 60  # of a call in float32; hours of rules that ask for 240 minutes
+    private, drawn = next(item.options for item in study.dp_ldm.recipes if item.name == "all"), study.dp_ldm.sample
+    (released,) = (item.options for item in study.dp_ldm.aggregates)
+    training = budget.TRAINING_CALLS * private.privacy.expected_batch * private.privacy.steps * seconds / 3600
+    slices = study.dp_ldm.shard_samples * drawn.steps * 2 * seconds / 3600
+    inversions = budget.TRAINING_CALLS * released.expected_pictures * released.steps * released.draws * seconds / 3600
+    for hours, models in ((training, private.seeds), (slices, private.seeds), (inversions, released.seeds)):
+        assert hours * len(models) < (1 + 2 + 3) * limit and hours < 3 * limit
+    assert 4 * study.limits.memory > 4 * 3 * 0.86 + 4  # GB of weights and moments of a whole UNet on their way to a checkpoint, and the process
 
 
 def test_every_command_names_a_target_of_the_workflow():

@@ -19,8 +19,8 @@ rule finetune_variants:
     threads: study.threads
     resources:
         gpu=GPU,
-        mem_mb=gigabytes(4),
-        runtime=minutes(240),
+        mem_mb=gigabytes(4, scaled=True),
+        runtime=minutes(240, scaled=True),
     params:
         base=ablation_base_folder,
         images=subpath(input.images, parent=True),
@@ -55,8 +55,8 @@ rule sweep:
     threads: study.threads
     resources:
         gpu=GPU,
-        mem_mb=gigabytes(4),
-        runtime=minutes(240),
+        mem_mb=gigabytes(4, scaled=True),
+        runtime=minutes(240, scaled=True),
     params:
         models=subpath(input.models, parent=True),
         images=subpath(input.images, parent=True),
@@ -93,8 +93,8 @@ rule variant_utility:
     threads: study.threads
     resources:
         gpu=GPU,
-        mem_mb=gigabytes(4),
-        runtime=minutes(120),
+        mem_mb=gigabytes(4, scaled=True),
+        runtime=minutes(120, scaled=True),
     params:
         models=subpath(input.models, parent=True),
         images=subpath(input.images, parent=True),

@@ -23,8 +23,8 @@ rule finetune_drawn_captions:
     threads: study.threads
     resources:
         gpu=GPU,
-        mem_mb=gigabytes(4),
-        runtime=minutes(240),
+        mem_mb=gigabytes(4, scaled=True),
+        runtime=minutes(240, scaled=True),
     params:
         base=base_folder,
         images=subpath(input.images, parent=True),
@@ -54,8 +54,8 @@ rule recover_captions:
     threads: study.threads
     resources:
         gpu=GPU,
-        mem_mb=gigabytes(4),
-        runtime=minutes(240),
+        mem_mb=gigabytes(4, scaled=True),
+        runtime=minutes(240, scaled=True),
     params:
         base=base_folder,
         models=folders_of("models"),
@@ -86,8 +86,8 @@ rule extract_under_conditions:
     threads: study.threads
     resources:
         gpu=GPU,
-        mem_mb=gigabytes(4),
-        runtime=minutes(240),
+        mem_mb=gigabytes(4, scaled=True),
+        runtime=minutes(240, scaled=True),
     params:
         models=subpath(input.models, parent=True),
         images=subpath(input.images, parent=True),
@@ -123,8 +123,8 @@ rule judge_people:
     threads: study.threads
     resources:
         gpu=GPU,
-        mem_mb=gigabytes(4),
-        runtime=minutes(240),
+        mem_mb=gigabytes(4, scaled=True),
+        runtime=minutes(240, scaled=True),
     params:
         models=folders_of("models"),
         images=subpath(input.images, parent=True),
@@ -156,8 +156,8 @@ rule collect_clusters:
     threads: 1
     resources:
         gpu=GPU,
-        mem_mb=gigabytes(4),
-        runtime=minutes(60),
+        mem_mb=gigabytes(4, scaled=True),
+        runtime=minutes(60, scaled=True),
     params:
         images=folders_of("images"),
         copy_cluster=copy_cluster,

@@ -55,20 +55,22 @@ def of_kind(sources, *kinds):
     return one_of(source for source in sources if source.kind in kinds)
 
 
-def gigabytes(count):
-    """Memory of a job in MB, growing with its failed attempts."""
+def gigabytes(count, scaled=False):
+    """Memory of a job in MB, growing with its failed attempts; scaled: by the preset's limits, for jobs that use networks."""
+    factor = study.limits.memory if scaled else 1
 
     def mem_mb(wildcards, attempt):
-        return 1000 * count * attempt
+        return 1000 * count * factor * attempt
 
     return mem_mb
 
 
-def minutes(count):
-    """Time limit of a job on a cluster, growing with its failed attempts."""
+def minutes(count, scaled=False):
+    """Time limit of a job on a cluster, growing with its failed attempts; scaled: by the preset's limits, for jobs that use networks."""
+    factor = study.limits.time if scaled else 1
 
     def time_limit(wildcards, attempt):
-        return count * attempt
+        return count * factor * attempt
 
     return time_limit
 

@@ -91,7 +91,7 @@ def victims_world(wildcards):
 
 
 def victims_split(wildcards):
-    return f"--split {shlex.quote(of_victims(wildcards, 'split', study.lora_weights.test_split))}"
+    return shlex.quote(of_victims(wildcards, "split", study.lora_weights.test_split))
 
 
 def sizes_flag(wildcards, input):

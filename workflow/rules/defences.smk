@@ -24,8 +24,8 @@ rule finetune_defended:
     threads: study.threads
     resources:
         gpu=GPU,
-        mem_mb=gigabytes(4),
-        runtime=minutes(480),
+        mem_mb=gigabytes(4, scaled=True),
+        runtime=minutes(480, scaled=True),
     params:
         base=matrix_base_folder,
         images=subpath(input.images, parent=True),
@@ -59,8 +59,8 @@ rule defended_membership:
     threads: study.threads
     resources:
         gpu=GPU,
-        mem_mb=gigabytes(4),
-        runtime=minutes(480),
+        mem_mb=gigabytes(4, scaled=True),
+        runtime=minutes(480, scaled=True),
     params:
         models=subpath(input.models, parent=True),
         base=matrix_base_folder,
@@ -91,8 +91,8 @@ rule defended_extraction:
     threads: study.threads
     resources:
         gpu=GPU,
-        mem_mb=gigabytes(4),
-        runtime=minutes(480),
+        mem_mb=gigabytes(4, scaled=True),
+        runtime=minutes(480, scaled=True),
     params:
         models=subpath(input.models, parent=True),
         base=matrix_base_folder,
@@ -128,8 +128,8 @@ rule defended_people:
     threads: study.threads
     resources:
         gpu=GPU,
-        mem_mb=gigabytes(4),
-        runtime=minutes(240),
+        mem_mb=gigabytes(4, scaled=True),
+        runtime=minutes(240, scaled=True),
     params:
         models=subpath(input.models, parent=True),
         base=matrix_base_folder,
@@ -160,8 +160,8 @@ rule defended_utility:
     threads: study.threads
     resources:
         gpu=GPU,
-        mem_mb=gigabytes(4),
-        runtime=minutes(240),
+        mem_mb=gigabytes(4, scaled=True),
+        runtime=minutes(240, scaled=True),
     params:
         models=subpath(input.models, parent=True),
         base=matrix_base_folder,
@@ -198,8 +198,8 @@ rule defended_weights:
     threads: study.threads
     resources:
         gpu=GPU,
-        mem_mb=gigabytes(8),
-        runtime=minutes(480),
+        mem_mb=gigabytes(8, scaled=True),
+        runtime=minutes(480, scaled=True),
     params:
         models=subpath(input.models, parent=True),
         base=matrix_base_folder,
@@ -239,8 +239,8 @@ rule collect_shadows:
     threads: study.threads
     resources:
         gpu=GPU,
-        mem_mb=gigabytes(6),
-        runtime=minutes(480),
+        mem_mb=gigabytes(6, scaled=True),
+        runtime=minutes(480, scaled=True),
     params:
         base=matrix_base_folder,
         images=subpath(input.images, parent=True),
@@ -274,8 +274,8 @@ rule attack_shadows:
     threads: study.threads
     resources:
         gpu=GPU,
-        mem_mb=gigabytes(6),
-        runtime=minutes(480),
+        mem_mb=gigabytes(6, scaled=True),
+        runtime=minutes(480, scaled=True),
     params:
         models=subpath(input.models, parent=True),
         base=matrix_base_folder,
@@ -305,8 +305,8 @@ rule shake_defended:
     threads: study.threads
     resources:
         gpu=GPU,
-        mem_mb=gigabytes(4),
-        runtime=minutes(480),
+        mem_mb=gigabytes(4, scaled=True),
+        runtime=minutes(480, scaled=True),
     params:
         models=subpath(input.models, parent=True),
         base=matrix_base_folder,
@@ -341,8 +341,8 @@ rule shaken_membership:
     threads: study.threads
     resources:
         gpu=GPU,
-        mem_mb=gigabytes(4),
-        runtime=minutes(480),
+        mem_mb=gigabytes(4, scaled=True),
+        runtime=minutes(480, scaled=True),
     params:
         models=subpath(input.models, parent=True),
         base=matrix_base_folder,

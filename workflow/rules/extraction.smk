@@ -19,8 +19,8 @@ rule extract:
     threads: study.threads
     resources:
         gpu=GPU,
-        mem_mb=gigabytes(4),
-        runtime=minutes(240),
+        mem_mb=gigabytes(4, scaled=True),
+        runtime=minutes(240, scaled=True),
     params:
         models=subpath(input.models, parent=True),
         images=subpath(input.images, parent=True),

@@ -16,8 +16,8 @@ rule finetune:
     threads: study.threads
     resources:
         gpu=GPU,
-        mem_mb=gigabytes(4),
-        runtime=minutes(240),
+        mem_mb=gigabytes(4, scaled=True),
+        runtime=minutes(240, scaled=True),
     params:
         base=base_folder,
         images=subpath(input.images, parent=True),

@@ -16,8 +16,8 @@ rule calibrate:
     threads: 1
     resources:
         gpu=GPU,
-        mem_mb=gigabytes(4),
-        runtime=minutes(30),
+        mem_mb=gigabytes(4, scaled=True),
+        runtime=minutes(30, scaled=True),
     params:
         images=subpath(input.images, parent=True),
         copy_score=copy_score,

@@ -18,8 +18,8 @@ rule finetune_private:
     threads: study.threads
     resources:
         gpu=GPU,
-        mem_mb=gigabytes(4),
-        runtime=minutes(240),
+        mem_mb=gigabytes(4, scaled=True),
+        runtime=minutes(240, scaled=True),
     params:
         base=dp_base_folder,
         images=subpath(input.images, parent=True),
@@ -50,8 +50,8 @@ rule mean_features:
     threads: study.threads
     resources:
         gpu=GPU,
-        mem_mb=gigabytes(4),
-        runtime=minutes(240),
+        mem_mb=gigabytes(4, scaled=True),
+        runtime=minutes(240, scaled=True),
     params:
         base=dp_base_folder,
         images=subpath(input.images, parent=True),
@@ -83,8 +83,8 @@ rule aggregate_embeddings:
     threads: study.threads
     resources:
         gpu=GPU,
-        mem_mb=gigabytes(4),
-        runtime=minutes(240),
+        mem_mb=gigabytes(4, scaled=True),
+        runtime=minutes(240, scaled=True),
     params:
         base=dp_base_folder,
         images=subpath(input.images, parent=True),
@@ -111,8 +111,8 @@ rule sample_base:
     threads: study.threads
     resources:
         gpu=GPU,
-        mem_mb=gigabytes(4),
-        runtime=minutes(240),
+        mem_mb=gigabytes(4, scaled=True),
+        runtime=minutes(240, scaled=True),
     params:
         base=dp_base_folder,
         out=subpath(output.manifest, parent=True),
@@ -142,8 +142,8 @@ rule sample_private:
     threads: study.threads
     resources:
         gpu=GPU,
-        mem_mb=gigabytes(4),
-        runtime=minutes(240),
+        mem_mb=gigabytes(4, scaled=True),
+        runtime=minutes(240, scaled=True),
     params:
         base=dp_base_folder,
         models=subpath(input.models, parent=True),
@@ -174,8 +174,8 @@ rule measure_real:
     threads: study.threads
     resources:
         gpu=GPU,
-        mem_mb=gigabytes(4),
-        runtime=minutes(120),
+        mem_mb=gigabytes(4, scaled=True),
+        runtime=minutes(120, scaled=True),
     params:
         base=dp_base_folder,
         images=subpath(input.images, parent=True),
@@ -207,8 +207,8 @@ rule measure_private:
     threads: study.threads
     resources:
         gpu=GPU,
-        mem_mb=gigabytes(4),
-        runtime=minutes(240),
+        mem_mb=gigabytes(4, scaled=True),
+        runtime=minutes(240, scaled=True),
     params:
         base=dp_base_folder,
         images=subpath(input.images, parent=True),
@@ -240,8 +240,8 @@ rule audit_private:
     threads: study.threads
     resources:
         gpu=GPU,
-        mem_mb=gigabytes(4),
-        runtime=minutes(240),
+        mem_mb=gigabytes(4, scaled=True),
+        runtime=minutes(240, scaled=True),
     params:
         base=dp_audit_base_folder,
         images=subpath(input.images, parent=True),

@@ -16,8 +16,8 @@ rule train_autoencoder:
     threads: study.threads
     resources:
         gpu=GPU,
-        mem_mb=gigabytes(6),
-        runtime=minutes(480),
+        mem_mb=gigabytes(6, scaled=True),
+        runtime=minutes(480, scaled=True),
     params:
         images=folders_of("images"),
         out=subpath(output.config, parent=True),
@@ -43,8 +43,8 @@ rule train_text_encoder:
     threads: study.threads
     resources:
         gpu=GPU,
-        mem_mb=gigabytes(6),
-        runtime=minutes(480),
+        mem_mb=gigabytes(6, scaled=True),
+        runtime=minutes(480, scaled=True),
     params:
         images=folders_of("images"),
         out=subpath(output.config, parent=True),
@@ -70,8 +70,8 @@ rule train_embedder:
     threads: study.threads
     resources:
         gpu=GPU,
-        mem_mb=gigabytes(6),
-        runtime=minutes(480),
+        mem_mb=gigabytes(6, scaled=True),
+        runtime=minutes(480, scaled=True),
     params:
         images=folders_of("images"),
         out=subpath(output.config, parent=True),
@@ -101,8 +101,8 @@ rule train_base:
     threads: study.threads
     resources:
         gpu=GPU,
-        mem_mb=gigabytes(8),
-        runtime=minutes(720),
+        mem_mb=gigabytes(8, scaled=True),
+        runtime=minutes(720, scaled=True),
     params:
         images=folders_of("images"),
         parts=latent_parts_flags,

@@ -22,8 +22,8 @@ rule shake_synthesize:
     threads: study.threads
     resources:
         gpu=GPU,
-        mem_mb=gigabytes(4),
-        runtime=minutes(480),
+        mem_mb=gigabytes(4, scaled=True),
+        runtime=minutes(480, scaled=True),
     params:
         base=shake_base_folder,
         images=subpath(input.images, parent=True),
@@ -55,7 +55,7 @@ rule shake_finetune:
     threads: study.threads
     resources:
         gpu=GPU,
-        mem_mb=gigabytes(4),
+        mem_mb=gigabytes(4, scaled=True),
         runtime=minutes(1440),
     params:
         base=shake_base_folder,
@@ -90,8 +90,8 @@ rule shake_scores:
     threads: study.threads
     resources:
         gpu=GPU,
-        mem_mb=gigabytes(4),
-        runtime=minutes(480),
+        mem_mb=gigabytes(4, scaled=True),
+        runtime=minutes(480, scaled=True),
     params:
         base=shake_base_folder,
         images=folders_of("images"),
@@ -127,8 +127,8 @@ rule shake_draw_point:
     threads: study.threads
     resources:
         gpu=GPU,
-        mem_mb=gigabytes(4),
-        runtime=minutes(480),
+        mem_mb=gigabytes(4, scaled=True),
+        runtime=minutes(480, scaled=True),
     params:
         base=shake_base_folder,
         images=subpath(input.images, parent=True),
@@ -164,7 +164,7 @@ rule shake_finetune_point:
     threads: study.threads
     resources:
         gpu=GPU,
-        mem_mb=gigabytes(4),
+        mem_mb=gigabytes(4, scaled=True),
         runtime=minutes(1440),
     params:
         base=shake_base_folder,
@@ -199,7 +199,7 @@ rule shake_finetune_further:
     threads: study.threads
     resources:
         gpu=GPU,
-        mem_mb=gigabytes(4),
+        mem_mb=gigabytes(4, scaled=True),
         runtime=minutes(1440),
     params:
         base=shake_base_folder,
@@ -234,8 +234,8 @@ rule shake_study_scores:
     threads: study.threads
     resources:
         gpu=GPU,
-        mem_mb=gigabytes(4),
-        runtime=minutes(480),
+        mem_mb=gigabytes(4, scaled=True),
+        runtime=minutes(480, scaled=True),
     params:
         base=shake_base_folder,
         images=folders_of("images"),
@@ -265,8 +265,8 @@ rule shake_set_losses:
     threads: study.threads
     resources:
         gpu=GPU,
-        mem_mb=gigabytes(4),
-        runtime=minutes(480),
+        mem_mb=gigabytes(4, scaled=True),
+        runtime=minutes(480, scaled=True),
     params:
         base=shake_base_folder,
         images=subpath(input.images, parent=True),
@@ -294,8 +294,8 @@ rule shake_perturb:
     threads: study.threads
     resources:
         gpu=GPU,
-        mem_mb=gigabytes(4),
-        runtime=minutes(60),
+        mem_mb=gigabytes(4, scaled=True),
+        runtime=minutes(60, scaled=True),
     params:
         base=shake_base_folder,
         out=subpath(output.manifest, parent=True),
@@ -323,8 +323,8 @@ rule shake_gaussian_scores:
     threads: study.threads
     resources:
         gpu=GPU,
-        mem_mb=gigabytes(4),
-        runtime=minutes(480),
+        mem_mb=gigabytes(4, scaled=True),
+        runtime=minutes(480, scaled=True),
     params:
         base=shake_base_folder,
         images=folders_of("images"),
@@ -354,8 +354,8 @@ rule shake_fidelity:
     threads: 1
     resources:
         gpu=GPU,
-        mem_mb=gigabytes(4),
-        runtime=minutes(60),
+        mem_mb=gigabytes(4, scaled=True),
+        runtime=minutes(60, scaled=True),
     params:
         sets=folders_of("sets"),
         reference=shake_reference_flag,
@@ -388,8 +388,8 @@ rule shake_calibrate:
     threads: study.threads
     resources:
         gpu=GPU,
-        mem_mb=gigabytes(4),
-        runtime=minutes(120),
+        mem_mb=gigabytes(4, scaled=True),
+        runtime=minutes(120, scaled=True),
     params:
         base=shake_base_folder,
         images=folders_of("images"),
@@ -427,8 +427,8 @@ rule shake_regenerate:
     threads: study.threads
     resources:
         gpu=GPU,
-        mem_mb=gigabytes(4),
-        runtime=minutes(480),
+        mem_mb=gigabytes(4, scaled=True),
+        runtime=minutes(480, scaled=True),
     params:
         base=shake_base_folder,
         images=folders_of("images"),

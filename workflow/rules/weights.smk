@@ -17,8 +17,8 @@ rule collect_weights:
     threads: study.threads
     resources:
         gpu=GPU,
-        mem_mb=gigabytes(6),
-        runtime=minutes(240),
+        mem_mb=gigabytes(6, scaled=True),
+        runtime=minutes(240, scaled=True),
     params:
         base=weights_base_folder,
         images=subpath(input.images, parent=True),
@@ -51,21 +51,21 @@ rule finetune_victims:
     threads: study.threads
     resources:
         gpu=GPU,
-        mem_mb=gigabytes(6),
-        runtime=minutes(240),
+        mem_mb=gigabytes(6, scaled=True),
+        runtime=minutes(240, scaled=True),
     params:
         base=weights_base_folder,
         images=subpath(input.images, parent=True),
         out=subpath(output.manifest, parent=True),
         world=study.lora_weights.world,
-        split=f"--split {shlex.quote(study.lora_weights.test_split)}",
+        split=shlex.quote(study.lora_weights.test_split),
         stop=study.lora_weights.test_people,
         device=DEVICE,
         dtype=study.dtype,
         options=as_json(study.lora_weights.recipe),
         code=code("tuneleak.finetune.loop"),
     shell:
-        "exec python -m tuneleak finetune --base {params.base:q} --images {params.images:q} --world {params.world} {params.split}"
+        "exec python -m tuneleak finetune --base {params.base:q} --images {params.images:q} --world {params.world} --split {params.split}"
         " --stop {params.stop} --out {params.out:q}"
         " --device {params.device} --dtype {params.dtype} --options {params.options:q} > {log} 2>&1"
 
@@ -87,8 +87,8 @@ rule finetune_others:
     threads: study.threads
     resources:
         gpu=GPU,
-        mem_mb=gigabytes(6),
-        runtime=minutes(240),
+        mem_mb=gigabytes(6, scaled=True),
+        runtime=minutes(240, scaled=True),
     params:
         base=weights_base_folder,
         images=subpath(input.images, parent=True),
@@ -101,7 +101,7 @@ rule finetune_others:
         options=other_recipe_options,
         code=code("tuneleak.finetune.loop"),
     shell:
-        "exec python -m tuneleak finetune --base {params.base:q} --images {params.images:q} --world {params.world} {params.split}"
+        "exec python -m tuneleak finetune --base {params.base:q} --images {params.images:q} --world {params.world} --split {params.split}"
         " {params.stop} --out {params.out:q}"
         " --device {params.device} --dtype {params.dtype} --options {params.options:q} > {log} 2>&1"
 
@@ -122,21 +122,21 @@ rule collect_second:
     threads: study.threads
     resources:
         gpu=GPU,
-        mem_mb=gigabytes(6),
-        runtime=minutes(240),
+        mem_mb=gigabytes(6, scaled=True),
+        runtime=minutes(240, scaled=True),
     params:
         base=weights_base_folder,
         images=subpath(input.images, parent=True),
         out=subpath(output.manifest, parent=True),
         world=study.lora_weights.world,
-        split=f"--split {shlex.quote(study.lora_weights.test_split)}",
+        split=shlex.quote(study.lora_weights.test_split),
         stop=study.lora_weights.test_people,
         device=DEVICE,
         dtype=study.dtype,
         options=second_collect_options,
         code=code("tuneleak.finetune.many"),
     shell:
-        "exec python -m tuneleak collect-weights --base {params.base:q} --images {params.images:q} --world {params.world} {params.split}"
+        "exec python -m tuneleak collect-weights --base {params.base:q} --images {params.images:q} --world {params.world} --split {params.split}"
         " --stop {params.stop} --out {params.out:q}"
         " --device {params.device} --dtype {params.dtype} --options {params.options:q} > {log} 2>&1"
 
@@ -190,7 +190,7 @@ rule train_encoder:
     resources:
         gpu=GPU,
         mem_mb=gigabytes(study.lora_weights.memory_gb),
-        runtime=minutes(480),
+        runtime=minutes(480, scaled=True),
     params:
         base=weights_base_folder,
         images=subpath(input.images, parent=True),
@@ -230,8 +230,8 @@ rule attack_weights:
     threads: study.threads
     resources:
         gpu=GPU,
-        mem_mb=gigabytes(8),
-        runtime=minutes(480),
+        mem_mb=gigabytes(8, scaled=True),
+        runtime=minutes(480, scaled=True),
     params:
         base=weights_base_folder,
         images=subpath(input.images, parent=True),
@@ -273,8 +273,8 @@ rule collect_sizes:
     threads: study.threads
     resources:
         gpu=GPU,
-        mem_mb=gigabytes(6),
-        runtime=minutes(240),
+        mem_mb=gigabytes(6, scaled=True),
+        runtime=minutes(240, scaled=True),
     params:
         base=weights_base_folder,
         images=subpath(input.images, parent=True),
@@ -338,8 +338,7 @@ rule evaluate_lora_weights:
         options=as_json(study.lora_weights.evaluate),
         code=code("tuneleak.metrics.lora_weights"),
     shell:
-        "exec python -m tuneleak evaluate lora-weights --scores {input.scores} {params.sizes} --out {output.table}"
-        " --options {params.options:q} > {log} 2>&1"
+        "exec python -m tuneleak evaluate lora-weights --scores {input.scores} {params.sizes} --out {output.table}" " --options {params.options:q} > {log} 2>&1"
 
 
 rule weights:

@@ -60,8 +60,8 @@ def claims_table(root, costs=None):
     registered = registry.load(root / REFERENCE / "claims.yaml", recorded.PRESETS[-1])
     past = recorded.claims(root / REFERENCE)
     lines = [
-        "| claim | of | command | expected (value [interval], status) | its study as recorded: jobs, largest job | in the paper preset (estimated; state: weights,"
-        " gradients, optimiser) |",
+        "| claim | of | command | expected (value [interval], status) | its study as recorded: jobs, largest job"
+        " | in the paper preset (estimated; state: weights, gradients, optimiser) |",
         "|---|---|---|---|---|---|",
     ]
     took = {preset: recorded_costs(root, preset) for preset in recorded.PRESETS}
