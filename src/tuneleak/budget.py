@@ -156,7 +156,8 @@ def weights_rows(study):
     sizes = [knobs.sizes.image_counts[number % len(knobs.sizes.image_counts)] for number in range(knobs.sizes.people * seeds)]
     size_steps = sum(steps * len(sizes) if kind == "total" else recipe.steps_per_image * sum(sizes) for kind in knobs.sizes.steps)
     models = knobs.train_people * len(knobs.attackers_recipe().seeds) + 2 * victims * seeds
-    others = [item.options.steps_per_image * item.options.images_per_concept * item.options.batch * victims * seeds for item in knobs.other_recipes]
+    own = [item.options for item in knobs.other_recipes if not item.images]  # of other victims it is unknown here how many there are
+    others = [options.steps_per_image * options.images_per_concept * options.batch * victims * seeds for options in own]
     plans = {plan.name: plan.options for plan in knobs.encoders}
     adapted = [plans[name] for name in ("spectral", "autoencoder") if name in plans] * len(knobs.adaptive)
     encoders = sum(

@@ -158,13 +158,14 @@ class Config(Options):
     def _dp_names_exist(self):
         images, bases = ({item.name for item in group} for group in (self.images, self.bases))
         trained = {base.name: base.images for base in self.bases if base.kind == "trained"}
+        source = {item.name: (item.kind, item.path, item.repository) if item.kind != "population" else item.name for item in self.images}
         for name, public in trained.items():
             if public not in images:
                 raise ValueError(f"bases: {name!r} is trained on the image set {public!r}, which `images` does not list")
         for world in self.dp_ldm.worlds:
             if world.images not in images or world.base not in bases:
                 raise ValueError(f"dp_ldm.worlds: {world.name!r} uses image set {world.images!r} and base {world.base!r}; one of them is not listed")
-            if trained.get(world.base) == world.images:
+            if world.base in trained and source[trained[world.base]] == source[world.images]:
                 raise ValueError(f"dp_ldm.worlds: the base of {world.name!r} is trained on its private pictures {world.images!r}; give it public ones")
         return self
 
@@ -243,8 +244,9 @@ class Config(Options):
             for name in filter(None, (other.images, other.distractors)):
                 if name not in images:
                     raise ValueError(f"lora_weights.other_recipes: the image set {name!r} of {other.name!r} is not in `images`")
-            if bool(other.images) != bool(other.world) or other.world == knobs.world:
-                raise ValueError(f"lora_weights.other_recipes: {other.name!r}: other victims need both `images` and a `world` of their own")
+            told = [bool(other.images), bool(other.world), bool(other.distractors)]
+            if len(set(told)) > 1 or other.world == knobs.world:
+                raise ValueError(f"lora_weights.other_recipes: {other.name!r}: other victims need `images`, `distractors` and a `world` of their own")
         unknown = set(knobs.adaptive) - {item.name for item in knobs.transforms}
         if unknown:
             raise ValueError(f"lora_weights.adaptive: {sorted(unknown)[0]!r} is none of the transforms {[item.name for item in knobs.transforms]}")

@@ -18,7 +18,13 @@ from tuneleak.options import ImportOptions
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
 
-OTHERS = {"name": "artists", "images": "private-artists", "world": "artists", "options": SHIPPED["lora_weights"]["recipe"] | {"images_per_concept": 3}}
+OTHERS = {
+    "name": "artists",
+    "images": "private-artists",
+    "distractors": "public-artists",
+    "world": "artists",
+    "options": SHIPPED["lora_weights"]["recipe"] | {"images_per_concept": 3},
+}
 
 
 def changed(path, value):
@@ -87,8 +93,8 @@ def test_a_missing_section_is_named(key):
         (["images", 0], {"name": "faces", "kind": "hub", "repository": "a/b", "revision": "main"}, "images.0: Value error, 'faces': `revision` must be"),
         (["bases", 0], {"name": "H1", "kind": "assembled"}, "'H1' is of kind 'assembled' and needs `path`"),
         (["lora_weights", "other_recipes"], [OTHERS | {"images": "nowhere"}], "the image set 'nowhere' of 'artists' is not in `images`"),
-        (["lora_weights", "other_recipes"], [OTHERS | {"world": ""}], "'artists': other victims need both `images` and a `world` of their own"),
-        (["lora_weights", "other_recipes"], [OTHERS | {"images": ""}], "'artists': other victims need both `images` and a `world` of their own"),
+        (["lora_weights", "other_recipes"], [OTHERS | {"world": ""}], "'artists': other victims need `images`, `distractors` and a `world` of their own"),
+        (["lora_weights", "other_recipes"], [OTHERS | {"images": ""}], "'artists': other victims need `images`, `distractors` and a `world` of their own"),
         (["lora_weights", "other_recipes"], [OTHERS | {"options": OTHERS["options"] | {"rank": 2}}], "rank must be that of lora_weights.recipe"),
     ],
 )

@@ -365,6 +365,7 @@ def test_a_crop_of_the_centre_comes_before_the_size(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "noise.png")
     assert np.array_equal(read_square(tmp_path / "noise.png", 8, 10**8, crop=8), noise[16:24, 26:34])
+    assert np.array_equal(read_square(tmp_path / "noise.png", 7, 10**8, crop=7), noise[16:23, 26:33])  # of whole pixels
     with pytest.raises(InputError, match="60 x 40 pixels, too few for a crop of 41"):
         read_square(tmp_path / "noise.png", 8, 10**8, crop=41)
 

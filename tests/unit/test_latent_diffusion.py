@@ -16,7 +16,7 @@ from tuneleak.data.drawing import Drawing
 from tuneleak.errors import InputError
 from tuneleak.finetune import private, sample
 from tuneleak.metrics import dp_utility
-from tuneleak.models import latent_diffusion, modelset, train_first_stage, train_latent_diffusion
+from tuneleak.models import latent_diffusion, modelset, train_first_stage, train_latent_diffusion, training
 from tuneleak.models.pipeline import load_tuned
 from tuneleak.models.train_first_stage import PatchDiscriminator, balance, hinge, perceptual_distance
 from tuneleak.options import DiffusionOptions, FirstStageOptions, PrivacyOptions, PrivateFinetuneOptions, SampleOptions
@@ -155,10 +155,26 @@ def test_perceptual_distance_is_of_unit_features_averaged_over_places():
 
     x, y = torch.full((1, 3, 2, 2), -1.0), torch.full((1, 3, 2, 2), -1.0)
     x[:, 0], y[:, 1] = 1.0, 1.0  # red against green: orthogonal everywhere
-    assert float(perceptual_distance(Network, x, y)) == pytest.approx(4)  # |u - v|^2 = 2, in each of two stages
+    assert float(perceptual_distance(Network, x, y)) == pytest.approx(2)  # |u - v|^2, in both stages
     assert float(perceptual_distance(Network, x, 3 * x + 2)) == pytest.approx(0, abs=1e-6)  # brightness counts for nothing
     y[..., 0] = x[..., 0]
-    assert float(perceptual_distance(Network, x, y)) == pytest.approx(1 + 2 - 2 / math.sqrt(2))  # half of the places; their average stands at 45 degrees
+    assert float(perceptual_distance(Network, x, y)) == pytest.approx((1 + 2 - 2 / math.sqrt(2)) / 2)  # half of the places; their average: 45 degrees
+
+
+def test_perceptual_distance_takes_the_last_layer_of_each_size():
+    class Network:
+        mean, std = torch.zeros(1, 3, 1, 1), torch.full((1, 3, 1, 1), 0.5)
+        stages = nn.ModuleList([nn.Identity(), nn.Flatten(3), nn.Sequential(nn.MaxPool2d(2), nn.Identity())])
+
+    seen = []
+    Network.stages[0].register_forward_hook(lambda *_: seen.append("first"))
+    x = torch.rand(1, 3, 4, 4)
+    y = x.flip(1)
+    one = (torch.nn.functional.normalize(x, dim=1) - torch.nn.functional.normalize(y, dim=1)).square().sum(1).mean()
+    small = [torch.nn.functional.max_pool2d(z, 2) for z in (x, y)]
+    other = (torch.nn.functional.normalize(small[0], dim=1) - torch.nn.functional.normalize(small[1], dim=1)).square().sum(1).mean()
+    found = perceptual_distance(Network, x - 1, y - 1)  # which the network's mean and deviation make x and y
+    assert float(found) == pytest.approx(float(one + other) / 2, rel=1e-5) and seen == ["first"] * 2  # of three stages the second and the third count
 
 
 def test_the_pull_of_a_gaussian_latent_is_its_divergence_over_the_numbers_of_a_picture():
@@ -204,6 +220,46 @@ def test_a_killed_first_stage_ends_as_if_it_had_not_been(kind, images, first_sta
     ours, theirs = (load_file(folder / "diffusion_pytorch_model.safetensors") for folder in (tmp_path / "vae", first_stages[kind]))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert not (tmp_path / "vae" / ".checkpoints").exists()
+
+
+def test_a_training_is_not_continued_on_another_first_stage(images, first_stages, tmp_path, monkeypatch):
+    options = DiffusionOptions(context_width=6, **DIFFUSION | {"steps": 3})
+    update, saved = training.Update.__call__, training.train
+
+    def killed(self, batch):
+        if killed.left == 0:
+            raise KeyboardInterrupt
+        killed.left -= 1
+        return update(self, batch)
+
+    monkeypatch.setattr(train_latent_diffusion.training, "train", lambda *arguments, **named: saved(*arguments, checkpoint_every=1, **named))
+    train_latent_diffusion.train(images, first_stages["vq"], tmp_path / "whole", options)
+    monkeypatch.setattr(training.Update, "__call__", killed)
+    killed.left = 2
+    with pytest.raises(KeyboardInterrupt):
+        train_latent_diffusion.train(images, first_stages["kl"], tmp_path / "base", options)
+    killed.left = 3  # all of its steps, from the beginning
+    train_latent_diffusion.train(images, first_stages["vq"], tmp_path / "base", options)
+    ours, theirs = (load_file(tmp_path / name / "unet/diffusion_pytorch_model.safetensors") for name in ("base", "whole"))
+    assert killed.left == 0 and all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_batch_in_pieces_makes_the_same_step(images, first_stages, tmp_path):
+    whole, pieces = DiffusionOptions(context_width=6, **DIFFUSION), DiffusionOptions(context_width=6, physical_batch=2, **DIFFUSION)
+    for name, options in (("whole", whole), ("pieces", pieces)):
+        train_latent_diffusion.train(images, first_stages["kl"], tmp_path / name, options)
+    ours, theirs = (load_file(tmp_path / name / "unet/diffusion_pytorch_model.safetensors") for name in ("pieces", "whole"))
+    assert all(torch.allclose(ours[name], theirs[name], atol=2e-4) for name in theirs)  # AdamW's first steps turn rounding into steps of the rate's length
+    x, found = Drawing(images).draw(4, "pieces")[0], {}
+    for size in (0, 2):
+        options = FirstStageOptions(kind="vq", **FIRST | {"physical_batch": size, "discriminator_weight": 0})
+        torch.manual_seed(0)
+        trainer = train_first_stage._Trainer(train_first_stage.build(options, SIDE), None, options, torch.device("cpu"))
+        trainer.step(x)
+        found[size] = trainer.first_stage.encoder.conv_in.weight.grad
+    assert torch.allclose(found[0], found[2], rtol=1e-3, atol=1e-6)
+    with pytest.raises(InputError, match="3 does not divide 4"):
+        training.pieces_of(4, 3)
 
 
 @pytest.mark.parametrize("kind", ["kl", "vq"])
@@ -318,7 +374,7 @@ def test_the_cifar_pair_at_its_full_size(tmp_path, device):
     models, study = published_models()
     (recipe,) = [item.options for item in study.dp_ldm.recipes if item.name == "cifar10"]
     images, plan = shapes(tmp_path / "images", side=32), models["imagenet32"]
-    short = {"steps": 1, "batch": 2}
+    short = {"steps": 8 if device == "cuda" else 1, "batch": 2, "physical_batch": 0}  # on a GPU enough for the recorded graph to be replayed
     first = plan.first_stage.model_copy(update=short | {"discriminator_start": 0})
     train_first_stage.train(images, tmp_path / "vae", first, perceptual=tmp_path / "vgg19.safetensors", device=device)
     train_latent_diffusion.train(images, tmp_path / "vae", tmp_path / "base", plan.diffusion.model_copy(update=short), device=device)

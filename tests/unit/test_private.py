@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 from tuneleak.data.imageset import ImageSet
 from tuneleak.errors import InputError
 from tuneleak.finetune import methods, private, private_data
-from tuneleak.models import modelset
+from tuneleak.models import latent_diffusion, modelset
 from tuneleak.models.pipeline import load_base, load_tuned
-from tuneleak.options import PrivacyOptions, PrivateFinetuneOptions
+from tuneleak.options import DiffusionOptions, PrivacyOptions, PrivateFinetuneOptions
 from tuneleak.privacy import accounting, conditioned, gradients, mechanism, trainable
 
 KINDS = ("attention", "all", "resblocks", "input", "bias", "lora")
@@ -84,6 +84,29 @@ def test_clipped_sums_equal_a_loop_over_pictures(tiny_base, kind, layout):
         assert torch.allclose(found, expected, atol=1e-5), method
         assert torch.allclose(seen, norms, rtol=1e-5), method
     assert all(parameter.requires_grad for parameter in problem.parameters)
+
+
+@pytest.mark.parametrize("kind", ["all", "resblocks", "unconditional-attention"])
+def test_clipped_sums_of_an_unconditional_network_equal_a_loop(kind):
+    """Attention of a UNet2DModel hands its convolutions pictures that do not lie row by row in memory."""
+    options = DiffusionOptions(block_out_channels=[16, 32], layers_per_block=1, attention_levels=[0, 1], head_width=8, norm_num_groups=8, residual_updown=True)
+    torch.manual_seed(0)
+    unet = latent_diffusion.build_unet(options, 3, 8)
+    parameters = trainable.apply(unet, trainable.select(unet, kind))
+    network = conditioned.Conditioned(unet, None, lambda net, x, t, context: net(x, t, return_dict=False)[0])
+    x, target = torch.randn(2, 3, 3, 8, 8)
+    errors_of = lambda net: (net(x, torch.tensor([3, 50, 700]), torch.zeros(3, 1, 1)) - target).square().flatten(1).mean(1)  # noqa: E731
+    gradients_of = [torch.autograd.grad(error, parameters, retain_graph=True) for error in errors_of(network)]
+    loop = torch.stack([torch.cat([part.flatten() for part in parts]) for parts in gradients_of])
+    clip = float(loop.norm(dim=1).median())
+    expected = (loop / loop.norm(dim=1).clamp(min=clip)[:, None]).sum(0)
+    for way in ("ghost", "hooks"):
+        sums = gradients.make(way, network, parameters)
+        found, norms = sums.clipped(errors_of, 3, clip)
+        sums.close()
+        assert torch.allclose(norms, loop.norm(dim=1), rtol=1e-4), way
+        assert torch.allclose(torch.cat([part.flatten() for part in found]).detach(), expected, atol=1e-5), way
+    assert not any(module._forward_pre_hooks for module in unet.modules())
 
 
 def test_gradients_through_the_text_encoder_equal_a_loop(tiny_base):

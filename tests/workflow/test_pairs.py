@@ -96,6 +96,13 @@ def test_the_pairs_of_the_paper_ask_for_one_public_model_each(clone):
         ({"bases": [{"name": "H1", "kind": "trained"}]}, "'H1' is of kind 'trained' and needs `images`"),
         ({"bases": [{"name": "H1", "kind": "trained", "images": "nowhere"}]}, "'H1' is trained on the image set 'nowhere', which `images` does not list"),
         ({"bases": [{"name": "H1", "kind": "trained", "images": "dp-near"}]}, "is trained on its private pictures 'dp-near'; give it public ones"),
+        (
+            {
+                "images": [{"name": name, "kind": "folder", "path": "data/x"} for name in ("dp-near", "again")],
+                "bases": [{"name": "H1", "kind": "trained", "images": "again"}],
+            },
+            "is trained on its private pictures 'dp-near'; give it public ones",
+        ),
     ],
 )
 def test_a_public_model_needs_public_pictures(clone, change, says):

@@ -15,7 +15,7 @@ def identity_a(wildcards):
 
 
 def identity_b(wildcards):
-    return study.lora_weights.identity_b
+    return of_victims(wildcards, "identity_b", study.lora_weights.identity_b)
 
 
 def weights_shards():
@@ -75,7 +75,7 @@ def other_recipe_options(wildcards):
 
 def of_victims(wildcards, field, otherwise):
     """A field of the victims that were fine-tuned otherwise, where they have their own; else the study's."""
-    return getattr(other_recipes().get(wildcards.defence), field, "") or otherwise
+    return getattr(other_recipes().get(wildcards.get("defence")), field, "") or otherwise
 
 
 def victims_images(wildcards):
@@ -146,16 +146,18 @@ def folder_of_weights_figures(wildcards, output):
 def weights_run_options(wildcards):
     knobs, recipe = study.lora_weights.run, wildcards.defence if wildcards.defence in other_recipes() else ""
     alone = wildcards.defence == "none" or bool(of_victims(wildcards, "images", ""))  # nothing else has controls of the same victims
-    return as_json(knobs, controls=knobs.controls and alone, defence=recipe)
+    return as_json(knobs, controls=knobs.controls and alone, defence=recipe, guesses=of_victims(wildcards, "guesses", knobs.guesses))
 
 
 def weights_embedders():
     knobs = study.lora_weights
-    return [knobs.identity_a, knobs.identity_b, study.instruments.copy_score, *([study.instruments.factors] if knobs.factors else [])]
+    others = [item.identity_b for item in knobs.other_recipes if item.identity_b]
+    return [knobs.identity_a, knobs.identity_b, study.instruments.copy_score, *([study.instruments.factors] if knobs.factors else []), *others]
 
 
 def weights_factors_flag(wildcards):
-    return f"--factors {shlex.quote(study.instruments.factors)}" if study.lora_weights.factors and study.instruments.factors else ""
+    here = study.lora_weights.factors and study.instruments.factors and not of_victims(wildcards, "images", "")
+    return f"--factors {shlex.quote(study.instruments.factors)}" if here else ""
 
 
 def photograph_flags(wildcards):

@@ -38,7 +38,7 @@ rule import_folder:
     threads: 1
     resources:
         mem_mb=gigabytes(4),
-        runtime=minutes(60),
+        runtime=minutes(60, scaled=True),
     params:
         source=image_path,
         out=subpath(output.manifest, parent=True),
@@ -116,7 +116,7 @@ rule import_fetched:
     threads: 1
     resources:
         mem_mb=gigabytes(4),
-        runtime=minutes(60),
+        runtime=minutes(60, scaled=True),
     params:
         source=subpath(input.sidecar, parent=True),
         out=subpath(output.manifest, parent=True),

@@ -22,7 +22,8 @@ class Drawing:
             raise InputError(f"{loaded.folder}: pictures must be square, not {first.shape[2]} x {first.shape[1]}")
         self.size = first.shape[1]
         self.labels = sorted(set(self.images.labels))
-        self.numbers = torch.tensor([self.labels.index(name) for name in self.images.labels])
+        number = {name: index for index, name in enumerate(self.labels)}
+        self.numbers = torch.tensor([number[name] for name in self.images.labels])
         self.pixels = self.images.pixels() if len(self) * first.nbytes <= in_memory else None
 
     def __len__(self):

@@ -86,4 +86,6 @@ def _square(picture, size, crop):
     if side > min(picture.size):
         raise InputError(f"has {picture.width} x {picture.height} pixels, too few for a crop of {crop}")
     left, top = (picture.width - side) / 2, (picture.height - side) / 2
+    if crop:  # of whole pixels
+        left, top = int(left), int(top)
     return np.asarray(picture.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side)))

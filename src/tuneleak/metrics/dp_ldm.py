@@ -23,7 +23,7 @@ from tuneleak.models.modelset import ModelSet
 UTILITY = ["world", "base", "method", "defence", "seed", "metric", "block", "value", "ci_low", "ci_high", "standard_error", "n", "image_hits"]
 NUMBERS = ["value", "ci_low", "ci_high", "standard_error", "n"]
 GROUP = ["world", "base", "method", "defence", "metric", "block"]
-REFERENCE = "attention"  # the method that others are compared with
+REFERENCES = ("attention", "unconditional-attention")  # what DP-LDM trains, of which a range of blocks may be named; others are compared with it
 FACTS = {"epsilon": "epsilon spent", "epsilon_pld": "epsilon spent (PLD)", "noise_multiplier": "noise multiplier", "trained_weights": "trained weights"}
 
 
@@ -87,8 +87,10 @@ def _differences(table, confidence):
         if public is not None:
             pairs += [({"method": f"{method}-minus-base", "defence": defence}, cell, public) for (method, defence), cell in trained.items()]
         for (method, defence), cell in trained.items():
-            if method != REFERENCE and (REFERENCE, defence) in trained:
-                pairs.append(({"method": f"{REFERENCE}-minus-{method}", "defence": defence}, trained[REFERENCE, defence], cell))
+            for reference in sorted({name for name, _ in trained if name.startswith(REFERENCES)}):
+                ranges = method.startswith(REFERENCES) and reference not in REFERENCES  # all blocks are compared with ranges of them, not the reverse
+                if method != reference and (reference, defence) in trained and not ranges:
+                    pairs.append(({"method": f"{reference}-minus-{method}", "defence": defence}, trained[reference, defence], cell))
         for method in sorted({name for name, _ in trained}):
             budgets = sorted((defence for name, defence in trained if name == method), key=lambda name: float(name.partition("=")[2]))
             for low, high in combinations(budgets, 2):

@@ -85,9 +85,10 @@ class _Study:
 
     def of_real(self):
         """The bounds: real training pictures in the place of synthetic ones."""
-        features, pixels = self._read(self.train)
-        chosen = np.random.default_rng(self.options.seed).permutation(len(pixels))[: self.size]
-        return self._distances(features[chosen]) + self._accuracies(pixels, self._numbers(self.train))
+        chosen = np.random.default_rng(self.options.seed).permutation(len(self.train))[: self.size]
+        some = ImageSet(self.train.folder, self.train.table.iloc[chosen].reset_index(drop=True))
+        pixels = torch.cat([classifiers.shrunk(part.pixels(), self.options.classifier_size) for part in parts(self.train)])
+        return self._distances(self._read(some)[0]) + self._accuracies(pixels, self._numbers(self.train))
 
     def _read(self, images):
         """(features for the distance, pictures as classifiers take them) of an ImageSet, a part at a time: at full size they need not fit in memory."""

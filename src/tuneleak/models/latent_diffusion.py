@@ -22,8 +22,11 @@ TIMESTEPS = 1000
 
 
 def load_base(folder, device="cpu", dtype="float32"):
-    """As `tuneleak.models.pipeline.load_base`, of these bases too: what the verbs of DP-LDM open."""
-    return pipeline.load_base(folder, device, dtype)
+    """As `tuneleak.models.pipeline.load_base`, of these bases too: what DP-LDM's verbs open. A codebook stays in float32, or its vectors would be mixed up."""
+    base = pipeline.load_base(folder, device, dtype)
+    if isinstance(base, ClassConditionalVQ | UnconditionalVQ):
+        base.vae.float()
+    return base
 
 
 def build_unet(options: DiffusionOptions, channels, size):
@@ -36,6 +39,7 @@ def build_unet(options: DiffusionOptions, channels, size):
     shared = {
         "sample_size": size, "in_channels": channels, "out_channels": channels, "block_out_channels": tuple(options.block_out_channels),
         "layers_per_block": options.layers_per_block, "norm_num_groups": options.norm_num_groups,
+        "resnet_time_scale_shift": "scale_shift" if options.scale_shift else "default",
     }  # fmt: skip
     if options.context_width:
         return UNet2DConditionModel(
@@ -45,7 +49,7 @@ def build_unet(options: DiffusionOptions, channels, size):
             attention_head_dim=options.heads,  # which diffusers takes as the number of heads
             **shared,
         )
-    updown = {"downsample_type": "resnet", "upsample_type": "resnet", "resnet_time_scale_shift": "scale_shift"} if options.residual_updown else {}
+    updown = {"downsample_type": "resnet", "upsample_type": "resnet"} if options.residual_updown else {}
     return UNet2DModel(
         down_block_types=tuple("AttnDownBlock2D" if here else "DownBlock2D" for here in attends),
         up_block_types=tuple("AttnUpBlock2D" if here else "UpBlock2D" for here in reversed(attends)),

@@ -19,11 +19,11 @@ from tuneleak import files, runtime
 from tuneleak.data.drawing import Drawing
 from tuneleak.errors import InputError
 from tuneleak.models import perceptual as networks
-from tuneleak.models import weights
+from tuneleak.models import training, weights
 from tuneleak.models.latent_diffusion import encode
 from tuneleak.options import FirstStageOptions
 
-LARGEST_RATIO = 1e4  # of the two gradients, as published
+LARGEST_RATIO = 1e4  # of the two gradients, as published: for KL with the reconstruction's summed over a picture, for VQ averaged
 STATE = ("exp_avg", "exp_avg_sq", "step")  # of Adam
 
 
@@ -66,14 +66,16 @@ class PatchDiscriminator(nn.Sequential):
 
 
 def perceptual_distance(network, x, y):
-    """Distance of pictures `(n, 3, h, w)`, `(n,)`: per stage of a `Perceptual` network the squared difference of features of unit length, averaged over places
-    and summed over stages."""
-    total = 0
+    """Distance of pictures `(n, 3, h, w)`, `(n,)`: squared difference of features of unit length, averaged over places and over the last stages of each size of
+    a `Perceptual` network (five of VGG's sixteen)."""
+    found = []
     x, y = (((picture + 1) / 2 - network.mean) / network.std for picture in (x, y))
-    for stage in network.stages:
+    pooled = [any(isinstance(module, nn.MaxPool2d) for module in stage.modules()) for stage in network.stages]  # a pooling belongs to the stage behind it
+    for stage, last in zip(network.stages, [*pooled[1:], True] if any(pooled) else [True] * len(pooled), strict=True):
         x, y = stage(x), stage(y)
-        total = total + (F.normalize(x, dim=1, eps=1e-10) - F.normalize(y, dim=1, eps=1e-10)).square().sum(1).mean((1, 2))
-    return total
+        if last:
+            found.append((F.normalize(x, dim=1, eps=1e-10) - F.normalize(y, dim=1, eps=1e-10)).square().sum(1).mean((1, 2)))
+    return sum(found) / len(found)
 
 
 def hinge(real, fake):
@@ -81,10 +83,10 @@ def hinge(real, fake):
     return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
 
 
-def balance(reconstruction, adversarial, weight):
-    """|gradient of the reconstruction loss| / |gradient of the adversarial loss| at the weight of the decoder's last layer, at most `LARGEST_RATIO`."""
+def balance(reconstruction, adversarial, weight, largest=LARGEST_RATIO):
+    """|gradient of the reconstruction loss| / |gradient of the adversarial loss| at the weight of the decoder's last layer, at most `largest`."""
     norms = [torch.autograd.grad(loss, weight, retain_graph=True)[0].norm() for loss in (reconstruction, adversarial)]
-    return (norms[0] / (norms[1] + 1e-4)).clamp(max=LARGEST_RATIO).detach()
+    return (norms[0] / (norms[1] + 1e-4)).clamp(max=largest).detach()
 
 
 def train(images, out, options: FirstStageOptions, perceptual=None, device="auto"):
@@ -95,13 +97,14 @@ def train(images, out, options: FirstStageOptions, perceptual=None, device="auto
     """
     device, out = runtime.pick_device(device), Path(out)
     with runtime.output_lock(out):
-        pictures = Drawing(images, options.mirrored)
         network = networks.load(perceptual, 0, device) if perceptual and options.perceptual_weight else None
+        pictures = Drawing(images, options.mirrored)
         if network is not None and network.side not in (None, pictures.size):
             raise InputError(f"{perceptual} reads pictures of {network.side} px, {images} holds pictures of {pictures.size}; give VGG19's weights")
         torch.manual_seed(options.seed)
         trainer = _Trainer(build(options, pictures.size).to(device), network, options, device)
-        inputs = {"pictures": files.digest(list(pictures.images.table.sha256)), "perceptual": str(perceptual)}
+        found = [] if network is None else [path for path in sorted([Path(perceptual), *Path(perceptual).glob("*.safetensors")]) if path.is_file()]
+        inputs = {"pictures": files.digest(list(pictures.images.table.sha256)), "perceptual": [files.sha256(path) for path in found]}
         folder = out / ".checkpoints" / files.digest(options.model_dump(mode="json", exclude={"checkpoint_every"}) | inputs)
         trainer.resume(folder)
         bar = runtime.progress(range(trainer.done, options.steps), f"train first stage ({options.kind})")
@@ -133,25 +136,37 @@ class _Trainer:
     def step(self, x):
         """One update of the autoencoder, and of the discriminator once it takes part; returns the losses as numbers on the device."""
         options, random = self.options, runtime.generator("first-stage-latents", self.options.seed, self.done)
+        plays = bool(options.discriminator_weight) and self.done >= options.discriminator_start
+        pieces, sums = training.pieces_of(options.batch, options.physical_batch), {}
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        for part in x.chunk(pieces):
+            for name, value in self._accumulate(part, random, plays, pieces).items():
+                sums[name] = sums.get(name, 0.0) + value.detach() / pieces
+        for optimizer in self.optimizers[: 1 + plays]:
+            optimizer.step()
+        self.done += 1
+        return sums
+
+    def _accumulate(self, x, random, plays, pieces):
+        """Add the gradients of pictures `x`, one of so many pieces of a batch; returns their losses."""
+        options = self.options
         y, pull = self._reconstruct(x, random)
         l1 = (x - y).abs().mean()
         distance = perceptual_distance(self.network, x, y).mean() if self.network is not None else x.new_zeros(())
+        losses, adversarial = {"l1": l1, "perceptual": distance, "pull": pull}, 0.0
         reconstruction = l1 + options.perceptual_weight * distance
-        adversarial, plays = 0.0, bool(options.discriminator_weight) and self.done >= options.discriminator_start
         if plays:
+            self.discriminator.requires_grad_(False)
             fooled = -self.discriminator(y).mean()
-            adversarial = options.discriminator_weight * balance(reconstruction, fooled, self.first_stage.decoder.conv_out.weight) * fooled
-        self.optimizers[0].zero_grad()
-        (reconstruction + pull + adversarial).backward()
-        self.optimizers[0].step()
-        losses = {"l1": l1, "perceptual": distance, "pull": pull}
+            largest = LARGEST_RATIO / (x[0].numel() if options.kind == "kl" else 1)
+            adversarial = options.discriminator_weight * balance(reconstruction, fooled, self.first_stage.decoder.conv_out.weight, largest) * fooled
+            self.discriminator.requires_grad_(True)
+        ((reconstruction + pull + adversarial) / pieces).backward()
         if plays:
-            self.optimizers[1].zero_grad()
             losses["discriminator"] = hinge(self.discriminator(x), self.discriminator(y.detach()))
-            losses["discriminator"].backward()
-            self.optimizers[1].step()
-        self.done += 1
-        return {name: value.detach() for name, value in losses.items()}
+            (losses["discriminator"] / pieces).backward()
+        return losses
 
     def _reconstruct(self, x, random):
         """(reconstruction, weighted loss of the latents): of a Gaussian its divergence from the unit one, summed over a latent and divided by the numbers of a

@@ -68,13 +68,15 @@ def train(images, first_stage, out, options: DiffusionOptions, device="auto"):
                 output = model(noisy, timesteps, labels)
             return F.mse_loss(output.float(), noise), {}
 
-        training.train(model, batch_at, loss_of, options, out, f"train latent diffusion of {out.name}", ema=options.ema)
+        inputs = [files.sha256(path) for path in sorted(Path(first_stage).glob("*.safetensors"))] + list(pictures.images.table.sha256)
+        pieces = training.pieces_of(options.batch, options.physical_batch)
+        training.train(model, batch_at, loss_of, options, out, f"train latent diffusion of {out.name}", ema=options.ema, inputs=inputs, pieces=pieces)
         _write(model, autoencoder, pictures.labels, config, out)
         facts = {"images": str(images), "first_stage": str(first_stage), "pictures": len(pictures), "classes": len(pictures.labels)}
         files.write_meta(out / "model_index.json", options, parameters=sum(weight.numel() for weight in model.parameters()), **facts)
-        shutil.rmtree(out / ".checkpoints", ignore_errors=True)
         kinds = {"unet": type(model.unet).__name__, "vqvae": kind, "scheduler": "DDIMScheduler"}
         files.write_json(out / "model_index.json", {"_class_name": "LDMPipeline", **{part: ["diffusers", name] for part, name in kinds.items()}})
+        shutil.rmtree(out / ".checkpoints", ignore_errors=True)
 
 
 def _schedule(options):

@@ -22,7 +22,9 @@ def learning_rate(step, steps, peak, warmup=100):
     return 0.5 * peak * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def train(module, batch_at, loss_of, options, folder, description, ema=0.0, weight_decay=1e-2, checkpoint_every=500, log_every=20, snapshots=0):
+def train(
+    module, batch_at, loss_of, options, folder, description, ema=0.0, weight_decay=1e-2, checkpoint_every=500, log_every=20, snapshots=0, inputs=(), pieces=1
+):  # fmt: skip
     """Minimise `loss_of(*batch_at(step)) -> (loss tensor, {name: tensor})` over the parameters of `module` for `options.steps` steps.
 
     batch_at: what one step trains on, a tuple of CPU tensors whose shapes are those of every step. Whatever is random must be drawn there, from
@@ -30,17 +32,18 @@ def train(module, batch_at, loss_of, options, folder, description, ema=0.0, weig
     one. loss_of: takes them on the module's device and must not wait for their values, since a CUDA device is given it once as a graph. Writes
     `folder/train.csv` (step, lr, seconds, losses). With `ema` > 0 the averaged weights are loaded into `module` at the end. `snapshots` > 0 also writes
     them, at so many evenly spaced steps, to `folder/snapshots/<step>.safetensors` (fp16), so that a training curve of any measure can be drawn
-    afterwards. Returns nothing.
+    afterwards. inputs: what tells the data from other data (digests), so that no checkpoint is continued on others. pieces: a batch goes through in so many
+    equal parts, whose gradients are averaged: less memory, the same step. Returns nothing.
     """
     folder = Path(folder)
-    checkpoint = folder / ".checkpoints" / files.digest(options.model_dump(mode="json"))
+    checkpoint = folder / ".checkpoints" / files.digest([options.model_dump(mode="json"), *inputs])
     parameters = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     optimizer = MuonAdamW(module, options.lr, options.muon_lr, weight_decay)
     averaged = {name: parameter.detach().clone() for name, parameter in parameters.items()} if ema else {}
     start, rows = _resume(checkpoint, module, optimizer, averaged)
     module.train()
     clock, spent = time.time(), rows[-1]["seconds"] if rows else 0.0
-    update = Update(loss_of, optimizer)
+    update = Update(loss_of, optimizer, pieces)
     bar = runtime.progress(range(start, options.steps), description)
     for step in bar:
         factor = learning_rate(step, options.steps, 1.0)
@@ -76,8 +79,8 @@ class Update:
 
     PLAIN_STEPS = 5
 
-    def __init__(self, loss_of, optimizer):
-        self.loss_of, self.optimizer, self.device = loss_of, optimizer, optimizer.rates.device
+    def __init__(self, loss_of, optimizer, pieces=1):
+        self.loss_of, self.optimizer, self.pieces, self.device = loss_of, optimizer, pieces, optimizer.rates.device
         self.graph, self.inputs, self.outputs, self.done = None, None, None, 0
         self.stream = torch.cuda.Stream() if self.device.type == "cuda" else None
 
@@ -95,11 +98,15 @@ class Update:
 
     def _plain(self, *batch):
         self.optimizer.zero_grad()
-        loss, parts = self.loss_of(*batch)
-        loss.backward()
+        total, sums = 0.0, {}
+        for piece in zip(*(part.chunk(self.pieces) for part in batch), strict=True):
+            loss, parts = self.loss_of(*piece)
+            (loss / self.pieces).backward()
+            total = total + loss.detach() / self.pieces
+            sums = {name: sums.get(name, 0.0) + value.detach() / self.pieces for name, value in parts.items()}
         torch.nn.utils.clip_grad_norm_(self.optimizer.parameters(), 1.0)
         self.optimizer.step()
-        return loss.detach(), {name: value.detach() for name, value in parts.items()}
+        return total, sums
 
     def _replay(self, batch):
         if self.graph is None:
@@ -111,6 +118,13 @@ class Update:
             held.copy_(given)
         self.graph.replay()
         return self.outputs
+
+
+def pieces_of(batch, physical):
+    """Into how many parts a batch is cut so that `physical` samples are in memory at once (0: all); `InputError` unless they are equal."""
+    if physical and batch % physical:
+        raise InputError(f"physical_batch must divide batch, {physical} does not divide {batch}")
+    return batch // physical if physical else 1
 
 
 def _save(checkpoint, step, module, optimizer, averaged, rows):

@@ -54,7 +54,6 @@ class Conditioned(nn.Module):
 
     def forward(self, x_t, t, condition):
         context = condition if self.embedder is None else self.embedder(condition)
-        x_t = x_t.contiguous()  # Opacus reads a convolution's input as if it lay so; of pictures in channels_last its gradients are wrong without a word
         return self.call(self.unet, x_t, t, context)
 
 

@@ -45,6 +45,8 @@ class HookSums:
         from opacus import GradSampleModule
 
         self.parameters = list(parameters)
+        # Opacus reads a convolution's input as if it lay row by row; of any other layout its gradients are wrong without a word. Hooked first, so run first.
+        self._laid_out = [module.register_forward_pre_hook(_row_by_row) for module in network.modules() if isinstance(module, torch.nn.Conv2d)]
         self.network = self.module = GradSampleModule(network, batch_first=True, loss_reduction="sum", strict=False)
         wanted = {id(parameter) for parameter in self.parameters}
         self._layers = [module for module in network.modules() if {id(parameter) for parameter in module.parameters(recurse=False)} & wanted]
@@ -90,12 +92,18 @@ class HookSums:
     def close(self):
         """Take the hooks out again."""
         self.module.to_standard_module()
+        for handle in self._laid_out:
+            handle.remove()
         for layer in self._layers:
             layer.training = False
         for parameter in self.parameters:
             for name in ("grad_sample", "_forward_counter"):
                 if hasattr(parameter, name):
                     delattr(parameter, name)
+
+
+def _row_by_row(module, arguments):
+    return (arguments[0].contiguous(), *arguments[1:])
 
 
 class GhostSums:

@@ -31,7 +31,9 @@ class OtherRecipe(Options):
     options: FinetuneOptions = Field(description="how they were fine-tuned (method lora, the recipe's rank and modules)")
     images: str = Field("", description="image set of other victims than the study's, artists where its encoders know people (empty: the study's)")
     split: str = Field("", description="split of that set (empty: all)")
-    distractors: str = Field("", description="image set of further concepts of their gallery (empty: the study's)")
+    distractors: str = Field("", description="image set of further concepts of their gallery (needed with `images`)")
+    identity_b: str = Field("", description="embedder that judges their pictures (empty: the study's)")
+    guesses: list[str] = Field([], description="prompts guessed for them (empty: the study's)")
     world: str = Field("", description="name of their world in the tables (empty: the study's)")
 
 
