@@ -1,8 +1,9 @@
 # tuneleak with everything it needs, at the versions that were tested.
 #     docker build --tag tuneleak .
 #     docker run --rm --volume "$PWD/results:/tuneleak/results" tuneleak make reproduce PRESET=smoke
-# PyTorch comes with CUDA (docker run --gpus all ...). For its much smaller CPU build pass the options that PyTorch's install page names:
-#     docker build --build-arg TORCH_OPTIONS="--index-url ..." --tag tuneleak .
+# PyTorch comes with CUDA (docker run --gpus all ...). For its much smaller CPU build pass the index that PyTorch's install page names as a further one:
+#     docker build --build-arg TORCH_OPTIONS="--extra-index-url ..." --tag tuneleak .
+# Pictures of your own: --volume "$PWD/data:/tuneleak/data". A run that is to go on later needs Snakemake's notes: --volume "$PWD/.snakemake:/tuneleak/.snakemake".
 FROM python:3.11-slim-bookworm
 
 RUN apt-get update \

@@ -89,7 +89,7 @@ crate: setup ## describe a finished run: run-manifest.json and a Workflow Run RO
 test: setup ruff ## formatting, lint, dry runs of all presets, unit tests, and the smoke preset end to end
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder # threads of two workers would wait for each other
 
-test-gpu: setup ## one step of every stage at full size on a GPU, in bfloat16; skipped where there is none
+test-gpu: setup ## one step of every stage at full size on a GPU; skipped where there is none
 	$(BIN)/python -m pytest -m gpu -rs
 
 ruff: setup

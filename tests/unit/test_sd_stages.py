@@ -1,6 +1,7 @@
-"""One step of every stage on the architecture of Stable Diffusion v1.4 with random weights: on the CPU at 128 px in float32, on a GPU at 512 px in bfloat16.
+"""One step of every stage on the architecture of Stable Diffusion v1.4 with random weights: on the CPU at 128 px, on a GPU at 512 px.
 
-The pipeline is built once. Plain descent stands in for AdamW, whose two moments would take the memory of two more networks. The GPU's part runs with
+The pipeline is built once. What attacks ask of it runs in float32 and in bfloat16; fine-tuning in bfloat16 on a GPU, its weights in float32; differential
+privacy in float32 always. Plain descent stands in for AdamW, whose two moments would take the memory of two more networks. The GPU's part runs with
 `pytest -m gpu` (`make test-gpu`) and is skipped where there is none.
 """
 
@@ -94,6 +95,17 @@ def base(request, tmp_path_factory):
     print(f"{device}, {made.image_size[0]} px: at most {peak / 2**30:.1f} GB")
 
 
+@pytest.fixture(params=["float32", "bfloat16"])
+def asked(request, base):
+    """The pipeline in the precision that attacks load it in."""
+    networks = [base.unet, base.vae, base.text_encoder]
+    for network in networks if request.param == "bfloat16" else ():
+        network.bfloat16()
+    yield base
+    for network in networks:
+        network.float()
+
+
 @pytest.fixture
 def batch(base):
     """One noisy latent and what it takes to learn from it, without the context."""
@@ -125,7 +137,8 @@ COUNTS |= {"textual-inversion": 768, "textual-inversion+lora": LORA + 768, "end-
 WHOLE_LAST = sorted(methods.PARTS, key=methods.trains_whole_weights)  # what they leave of the weights is random too
 
 
-def test_guidance_draws_a_picture(base):
+def test_guidance_draws_a_picture(asked):
+    base = asked
     null, caption = base.encode_text([""]), base.encode_text([CAPTION])
     contexts = {"pretrained_null": null, "pretrained_caption": caption, "finetuned_null": null, "finetuned_caption": caption}
     pair = ModelPair(base.noise_pred, base.noise_pred, **contexts)
@@ -134,7 +147,8 @@ def test_guidance_draws_a_picture(base):
     assert pictures.shape == (1, *base.image_size, 3) and pictures.dtype.name == "uint8" and pair.calls == 2
 
 
-def test_secmi_scores_a_picture(base):
+def test_secmi_scores_a_picture(asked):
+    base = asked
     pixels = torch.randint(256, (1, *base.image_size, 3), generator=torch.Generator().manual_seed(3), dtype=torch.uint8).numpy()
     pictures = Pictures(pd.DataFrame({"image_id": ["a"]}), pixels, base.encode_images, seed=0)
     options = MembershipOptions(secmi_timestep=10, secmi_stride=10)
@@ -192,10 +206,15 @@ def test_open_words_of_a_caption_follow_the_gradient(base, monkeypatch):
     assert bool(logits[[0, 2]].any()) and not bool(logits[1].any())
 
 
-@pytest.mark.parametrize("kind", ["ghost", "hooks"])
-def test_private_gradients_are_clipped(base, kind):
-    """A picture's gradient of all attention modules (ghost norms), or of a LoRA (hooks), counts for one however long it is."""
-    options = PrivateFinetuneOptions(trainable={"ghost": "attention", "hooks": "lora"}[kind], conditioning="frozen", rank=4, prompts={"0": CAPTION})
+@pytest.mark.parametrize(
+    ("kind", "trained", "conditioning"),
+    [("ghost", "attention", "frozen"), ("ghost", "attention", "text-encoder"), ("hooks", "lora", "frozen"), ("ghost", "all", "text-encoder")],
+)
+def test_private_gradients_are_clipped(base, kind, trained, conditioning):
+    """A picture's gradient of a trained set, and of the text encoder, counts for one however long it is."""
+    if trained == "all" and base.device.type == "cpu":
+        pytest.skip("eight vectors of a billion numbers: where there is a GPU")
+    options = PrivateFinetuneOptions(trainable=trained, conditioning=conditioning, rank=4, prompts={"0": CAPTION})
     network, parameters, _, _ = private.prepare(base, options, seed=0)
     flat = methods.FlatParameters(parameters)
     sums = gradients.make(kind, network, parameters)

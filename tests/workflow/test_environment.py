@@ -84,3 +84,16 @@ def test_a_pin_file_names_every_package_of_its_environment(path):
         if isinstance(line, str):
             name, _, version = line.partition("=")
             assert found.get(name, "").startswith(version), f"{path.name}: {name}"
+
+
+def test_what_conda_does_not_hold_is_installed_after_a_pin_file_too():
+    """Snakemake makes an environment from its pin file alone, without the part for pip, and then runs its post-deploy script."""
+    (listed,) = (part["pip"] for part in yaml.safe_load((ROOT / "envs/models.yaml").read_text())["dependencies"] if isinstance(part, dict))
+    script = (ROOT / "envs/models.post-deploy.sh").read_text()
+    assert sorted(re.findall(r"[\w-]+==[\w.]+", script)) == sorted(listed)
+    assert not any(isinstance(part, dict) for part in yaml.safe_load((ROOT / "envs/report.yaml").read_text())["dependencies"])
+
+
+def test_the_container_installs_the_tex_that_the_makefile_names():
+    tex = re.search(r"^TEX = (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
+    assert set(tex) <= set((ROOT / "Dockerfile").read_text().split())
