@@ -1,13 +1,14 @@
 """What starting a stage costs beside importing the classes it uses; reported, never asserted.
 
-    python tests/benchmarks/bench_startup.py [--repeats 3]
+    python tests/benchmarks/bench_startup.py [--repeats 3] [--out paper/reference/startup.csv]
 
-A stage is started on a tiny pipeline and stopped where its work begins (the first training step, the first generation, the first score): processor
-seconds of the whole process up to there, loading the pipeline and its pictures included. Beside it a process that only imports the classes by which that
-work is done. The least of `--repeats` counts, processes of both kinds in turn. The aim is a ratio of 1.2 at most.
+A stage is started on a tiny pipeline and stopped where its work begins (the first training step, the noise that a budget asks for, the first generation, the
+first score): processor seconds of the whole process up to there, loading the pipeline and its pictures included. Beside it a process that only imports the
+classes by which that work is done. The least of `--repeats` counts, processes of both kinds in turn. The aim is a ratio of 1.2 at most.
 """
 
 import argparse
+import csv
 import importlib.util
 import json
 import os
@@ -37,12 +38,20 @@ main(sys.argv[2:])
 STAGES = {
     "finetune (dreambooth)": ("tuneleak.finetune.loop:training_step", "dreambooth", ""),
     "finetune (lora)": ("tuneleak.finetune.loop:training_step", "lora", "from peft import LoraConfig\nimport peft.tuners.lora"),
+    "finetune-private": ("tuneleak.finetune.private:_noise", "private", "import opacus, dp_accounting, scipy.stats"),
+    "attack extraction": ("tuneleak.attacks.extraction.shard:generate", "extraction", "from peft import LoraConfig\nimport peft.tuners.lora"),
     "attack membership": ("tuneleak.attacks.membership.loss:score", "membership", ""),
 }
 
 
-def arguments(stage, base, images, out):
+def arguments(stage, base, images, out, models):
     common = ["--images", images, "--base", base, "--out", out, "--device", "cpu"]
+    if stage == "extraction":
+        judges = ["--copy-cluster", ROOT / "resources/embedders/copy-a", "--copy-score", ROOT / "resources/embedders/copy-b"]
+        return ["attack", "extraction", "--models", models, *common, *judges, "--attack", "finextract", "--guidance", '[{"w": 2}]']
+    if stage == "private":
+        privacy = {"expected_batch": 2, "public_size": 8, "steps": 1, "delta": 1e-2}
+        return ["finetune-private", *common, "--world", "tiny", "--options", json.dumps({"conditioning": "frozen", "gradients": "ghost", "privacy": privacy})]
     if stage == "membership":
         return ["attack", "membership", *common, "--options", json.dumps({"attacks": ["loss"], "captions": ["null"]})]
     options = {"method": stage, "images_per_concept": 4, "steps_per_image": 1, "batch": 1, "rank": 2, "alpha": 2}
@@ -61,17 +70,27 @@ def seconds(code, words=()):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
-    repeats = parser.parse_args().repeats
+    parser.add_argument("--out", type=Path, help="write a table of what was found")
+    asked, rows = parser.parse_args(), []
     specification = importlib.util.spec_from_file_location("tiny", ROOT / "tests/conftest.py")
     tiny = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(tiny)
     with tempfile.TemporaryDirectory() as folder:
         base, images = tiny.build_tiny_base(Path(folder, "base")), tiny.build_tiny_images(Path(folder, "images"))
+        models = Path(folder, "models")
+        lora = [sys.executable, "-m", "tuneleak", *map(str, arguments("lora", base, images, models, None))]
+        subprocess.run(lora, env={**os.environ, "PYTHONPATH": str(ROOT / "src")}, check=True, capture_output=True)
         for name, (begins, stage, more) in STAGES.items():
-            words = [begins, *arguments(stage, base, images, Path(folder, "out"))]
-            found = [(seconds(STOP, words), seconds(f"{CLASSES}{more}\nimport time; print(time.process_time())")) for _ in range(repeats)]
+            words = [begins, *arguments(stage, base, images, Path(folder, "out"), models)]
+            found = [(seconds(STOP, words), seconds(f"{CLASSES}{more}\nimport time; print(time.process_time())")) for _ in range(asked.repeats)]
             started, imported = (min(column) for column in zip(*found, strict=True))
             print(f"{name:22} {started:5.2f} s until its work begins, {imported:5.2f} s to import its classes, ratio {started / imported:.2f}", flush=True)
+            rows.append({"stage": name, "started_seconds": started, "imported_seconds": imported, "ratio": round(started / imported, 3)})
+    if asked.out:
+        with open(asked.out, "w", newline="") as handle:
+            table = csv.DictWriter(handle, list(rows[0]), lineterminator="\n")
+            table.writeheader()
+            table.writerows(rows)
 
 
 if __name__ == "__main__":
