@@ -3,6 +3,7 @@
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -52,7 +53,10 @@ def test_planned_effects_follow_from_the_assumptions():
     assert stated["endpoints"]
     for endpoint in stated["endpoints"]:
         for world, effect in endpoint["minimum_detectable_effect"].items():
-            expected = (1.959964 + 0.841621) * endpoint["assumed_sd"] / math.sqrt(endpoint.get("concepts") or stated["concepts"][world])
+            count = endpoint.get("concepts") or stated["concepts"][world]
+            assert count == 3 or endpoint["unit"] == "concept"
+            factor = 4.302653 + 1.060660 if endpoint["unit"] == "run" else 1.959964 + 0.841621  # t with two degrees of freedom, normal
+            expected = factor * endpoint["assumed_sd"] / math.sqrt(count)
             assert effect == pytest.approx(expected, abs=6e-4), (endpoint["claim"], world)
 
 
@@ -248,3 +252,39 @@ def test_broken_tables_are_named(study, tmp_path):
         rows.read_metrics(edited(study, tmp_path, lambda table: table.assign(value="high")))
     with pytest.raises(InputError, match="two rows describe the same thing: system='finextract'"):
         rows.read_metrics(edited(study, tmp_path, lambda table: pd.concat([table, table.head(1)])))
+
+
+def test_differences_of_training_runs_are_tested_by_students_t():
+    """Three runs: an interval that touches zero has p = .05, however the normal would judge it."""
+    key = dict.fromkeys(rows.KEY, "")
+    found = pd.Series(key | {"metric": "accuracy cnn", "value": 0.2, "ci_low": 0.0, "ci_high": 0.4, "n": 3, "interval": "runs"})
+    table = pd.DataFrame([found])
+    known = SimpleNamespace(confidence=0.95, power=0.8)
+    judged = claims._power(found, table, 0.2, known)
+    assert judged["p_holm"] == pytest.approx(0.05)
+    error = 0.2 / 4.302653
+    assert judged["mde"] == pytest.approx((4.302653 + 1.060660) * error, rel=1e-5)
+    assert claims._power(found.replace("runs", ""), table, 0.2, known)["mde"] == pytest.approx((1.959964 + 0.841621) * 0.2 / 1.959964, rel=1e-5)
+    assert judged["power"] == pytest.approx(0.5, abs=0.01)  # the planned effect lies at the edge of what is found
+
+
+def test_what_lies_below_its_best_control_is_not_thereby_refuted():
+    row = {"kind": "greater-than-zero", "p_holm": 0.001, "ci_low": -0.3, "ci_high": -0.1, "value": -0.2, "above": True}
+    assert claims._status(row, 0.05, at_paper_scale=False) == "inconclusive"
+    assert claims._status(row | {"above": False}, 0.05, at_paper_scale=False) == "opposite-direction"
+    assert claims._status(row | {"value": 0.2, "ci_low": 0.1, "ci_high": 0.3}, 0.05, at_paper_scale=False) == "consistent-direction"
+
+
+def test_one_training_run_decides_nothing_about_a_method(study, tmp_path):
+    metrics = edited(study, tmp_path, lambda table: table)
+    table = pd.read_csv(metrics, dtype=str, keep_default_na=False)
+    row = dict.fromkeys(table.columns, "") | {"system": "dp-ldm", "world": "near", "method": "attention-minus-base", "defence": "epsilon=10"}
+    row |= {"metric": "accuracy cnn", "value": "0.05", "ci_low": "0.03", "ci_high": "0.07", "n": "2000", "seeds": "0", "setting": "interval=images"}
+    more = [row] + [row | {"method": method} for method in ("attention", "base")]
+    pd.concat([table, pd.DataFrame(more)]).to_csv(metrics, index=False)
+    judged = judge(metrics, tmp_path / "claims.csv").loc["dp-beats-base-near"]
+    assert judged.status == "inconclusive" and "one training run" in judged.reason
+    table = pd.read_csv(metrics, dtype=str, keep_default_na=False)
+    table.loc[table.setting == "interval=images", ["setting", "n", "seeds"]] = ["interval=runs", "3", "0;1;2"]
+    table.to_csv(metrics, index=False)
+    assert judge(metrics, tmp_path / "claims.csv").loc["dp-beats-base-near"].status == "consistent-direction"

@@ -72,6 +72,15 @@ def test_differences_are_paired_and_against_the_best_control(tmp_path):
     assert not table.attack.str.startswith("true-prompt-minus").any()
 
 
+def test_a_constant_is_a_control_of_what_is_drawn_in_the_same_way(tmp_path):
+    made = [scores(name, "pictures", 2, cosine) for name, cosine in (("spectral", 0.5), ("spectral-finextract", 0.7), ("spectral-selected", 0.6))]
+    made += [scores(name, "pictures", 4, cosine) for name, cosine in (("constant", 0.4), ("constant-finextract", 0.65), ("constant-refined", 0.9))]
+    table = evaluate(tmp_path, *made, scores("unconditional", "pictures", 9, 0.1))
+    found = {attack: value(table, f"{attack}-minus-best-control", "cosine").value for attack in ("spectral", "spectral-finextract", "spectral-selected")}
+    assert found == pytest.approx({"spectral": 0.1, "spectral-finextract": 0.05, "spectral-selected": 0.2})
+    assert value(table, "spectral-finextract-minus-control", "cosine", control="unconditional").value == pytest.approx(0.6)
+
+
 def test_leaked_bits_of_a_reader_that_knows_are_the_entropy_and_of_a_guesser_nothing(tmp_path):
     hair = ["a", "b"] * 5
     knows = scores("spectral", "pictures", 1, true_hair=hair, read_hair=hair)

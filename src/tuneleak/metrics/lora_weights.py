@@ -9,7 +9,8 @@ A metrics table with the columns of `tuneleak.metrics.finextract` (system `lora-
 - `setting`: `pictures`, `embedding` or `decoded` (of the number of pictures: `steps=total` or `steps=per-image`), then `; control=...` (mean-z,
   other-weights, shuffled-modules, base-unet, stranger) or `; bound=...`, and `; interval=models` where fewer than 8 people allow no interval over people
 - `attack` a-minus-b: paired differences over people; a-minus-control: minus the control or baseline named by `control`; a-minus-best-control: minus the
-  one that does best in that metric. Picking the best one on the same people makes the comparison harder for the attack, never easier.
+  one that does best in that metric. Picking the best one on the same people makes the comparison harder for the attack, never easier: only a difference above
+  zero says something.
 - `defence` <transform>-minus-none: paired differences of one attack on changed and on untouched weights
 - leaked bits: sum over factors of identity of the mutual information between true and read value, minus that of the next person's reading, which
   is biased alike
@@ -153,8 +154,15 @@ def _against_untouched(group, options):
 
 
 def _is_control_of(name, attack, setting):
-    """Whether the row `name` (attack, setting) is a control of an attack: its own ones, or a baseline that makes the same kind of thing."""
-    return (name[0] == attack and name[1].startswith(f"{setting}; control=")) or (setting == "pictures" == name[1] and name[0] in BASELINES)
+    """Whether the row `name` (attack, setting) is a control of an attack: its own ones, or a baseline that makes the same kind of thing, in the same way: what
+    is drawn with guidance from the base, or after refinement, is held against a constant that is drawn so."""
+    if name[0] == attack:
+        return name[1].startswith(f"{setting}; control=")
+    return setting == "pictures" == name[1] and name[0] in BASELINES and (not name[0].startswith("constant") or _decoding(name[0]) == _decoding(attack))
+
+
+def _decoding(attack):
+    return next((kind for kind in ("-finextract", "-refined") if attack.endswith(kind)), "")
 
 
 def _sizes(paths, options):

@@ -6,11 +6,11 @@ run has not measured it. Differences are tested against 0, two-sided, with Holm'
 """
 
 import math
-from statistics import NormalDist
 from typing import get_args
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from tuneleak import files
 from tuneleak.errors import InputError
@@ -149,7 +149,9 @@ def _row(claim, table, registered):
     if found is None:
         return row | {"status": "not-run"}
     row |= {name: found[name] for name in ("value", "ci_low", "ci_high", "n", "seeds")} | {"unit": found.interval or "concepts"}
-    row["kind"] = family.check.kind
+    row |= {"kind": family.check.kind, "above": claim.select.get("attack", "").endswith("-minus-best-control")}
+    if claim.endpoint and claim.endpoint.unit == "run" and found.interval == "images":
+        return row | {"kind": "reported", "status": "inconclusive", "reason": "one training run: an interval over its pictures says nothing of another run"}
     if family.check.kind == "reported":
         return row | {"status": "not-comparable", "reason": family.check.reason}
     power = _power(found, table, row["planned_mde"], registered)
@@ -157,19 +159,20 @@ def _row(claim, table, registered):
 
 
 def _power(found, table, planned, registered):
-    """Two-sided p (normal, from the interval's side towards 0, so that before Holm's correction a p below 1 - confidence and an interval that excludes 0 are
-    one), the smallest detectable effect and the power of finding the planned one (both from the interval's width); {} without a spread."""
-    normal = NormalDist()
-    z = normal.inv_cdf(0.5 + registered.confidence / 2)
+    """Two-sided p (from the interval's side towards 0, so that before Holm's correction a p below 1 - confidence and an interval that excludes 0 are one), the
+    smallest detectable effect and the power of finding the planned one (both from the interval's width); {} without a spread. Normal, or of training runs
+    Student's t, as their intervals are; its power is that of the central t."""
+    known = stats.t(found.n - 1) if found.interval == "runs" and found.n > 1 else stats.norm
+    z = known.ppf(0.5 + registered.confidence / 2)
     error = (found.ci_high - found.ci_low) / (2 * z)
     if not math.isfinite(error) or error <= 0:
         return {}
     towards = (found.value - found.ci_low if found.value > 0 else found.ci_high - found.value) / z
-    p = 2 * (1 - normal.cdf(abs(found.value) / (towards if towards > 0 else error)))  # a value outside its interval has no such side
+    p = 2 * known.sf(abs(found.value) / (towards if towards > 0 else error))  # a value outside its interval has no such side
     same = [column for column in rows.KEY if column != "metric"]
     computed = table[(table[same] == found[same]).all(axis=1) & (table.metric == found.metric + MDE)]
-    mde = computed.value.iloc[0] if len(computed) else (z + normal.inv_cdf(registered.power)) * error
-    power = normal.cdf(planned / error - z) if math.isfinite(planned) else np.nan
+    mde = computed.value.iloc[0] if len(computed) else (z + known.ppf(registered.power)) * error
+    power = known.cdf(planned / error - z) if math.isfinite(planned) else np.nan
     return {"p_holm": p, "mde": mde, "power": power}
 
 
@@ -197,6 +200,7 @@ def _decide(result, registered, at_paper_scale):
             row["status"] = _status(row, 1 - registered.confidence, at_paper_scale)
     for row in result:
         row.pop("kind", None)
+        row.pop("above", None)
         row |= {name: round(row[name], 6) for name in ("value", "ci_low", "ci_high", "p_holm", "mde", "planned_mde", "power")}
 
 
@@ -206,4 +210,5 @@ def _status(row, level, at_paper_scale):
     holds = clear and sign * row["value"] > 0
     if at_paper_scale:
         return "reproduced" if holds else "not-reproduced"
-    return "consistent-direction" if holds else "opposite-direction" if clear else "inconclusive"
+    # the best control was picked on these very people: a difference below it is what picking alone would give
+    return "consistent-direction" if holds else "opposite-direction" if clear and not row["above"] else "inconclusive"
