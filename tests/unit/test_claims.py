@@ -116,23 +116,21 @@ def test_an_interval_around_zero_is_inconclusive_and_shows_power_and_effect(stud
 
     row = judge(edited(study, tmp_path, flatten), tmp_path / "claims.csv").loc["finextract-beats-cfg-identities-lora"]
     assert row.status == "inconclusive"
-    assert float(row.mde) == pytest.approx(2.8016 * 0.01, rel=1e-3)  # half-width / 1.96 = 0.01
-    assert float(row.power) == pytest.approx(0.938, abs=0.002)  # planned .035: Phi(3.5 - 1.96)
+    error = 0.0196 / 2.131450  # sixteen concepts
+    assert float(row.mde) == pytest.approx((2.131450 + 0.866245) * error, rel=1e-3)
+    assert float(row.power) == pytest.approx(0.943, abs=0.001)  # planned .035: T(3.806 - 2.131), of 15 degrees of freedom
 
 
 @pytest.mark.parametrize(
     ("value", "low", "high", "p"), [(1, 0.351, 1, 0.0025), (0.5, 0, 2, 0.05), (-0.5, -2, 0, 0.05), (-1, -1, -0.351, 0.0025), (0.5, 0.6, 2.56, 0.3173)]
 )
-def test_the_side_of_an_interval_towards_zero_tests_the_claim(study, tmp_path, value, low, high, p):
-    """An interval that ends where the metric does is short on that side; one that touches 0 has a p of .05."""
-
-    def change(table):
-        chosen = where(table, attack="cfg-minus-direct")
-        table.loc[chosen, ["value", "ci_low", "ci_high"]] = str(value), str(low), str(high)
-        return table
-
-    table = judge(edited(study, tmp_path, change), tmp_path / "claims.csv").query("family == 'cfg-beats-direct'")
-    assert table.p_holm.astype(float).to_numpy() == pytest.approx(min(1, len(table) * p), abs=0.001 * len(table))
+def test_the_side_of_an_interval_towards_zero_tests_the_claim(value, low, high, p):
+    """An interval that ends where the metric does is short on that side; one that touches 0 has a p of .05, of however many concepts it is."""
+    found = pd.Series(dict.fromkeys(rows.KEY, "") | {"metric": "AS", "value": value, "ci_low": low, "ci_high": high, "n": 48, "interval": ""})
+    table, known = pd.DataFrame([found]), SimpleNamespace(confidence=0.95, power=0.8)
+    assert claims._power(found, table, float("nan"), known)["p_holm"] == pytest.approx(p, abs=1e-3)
+    few = claims._power(found, table, float("nan"), known, 8)["p_holm"]
+    assert few == pytest.approx(p, abs=1e-3) if p == 0.05 else few > p or value < low  # Student's tails are longer
 
 
 @pytest.mark.parametrize(("low", "high", "reason"), [("0.02", "0.02", "the interval has no width"), ("", "", "there is no interval")])
@@ -260,7 +258,7 @@ def test_differences_of_training_runs_are_tested_by_students_t():
     found = pd.Series(key | {"metric": "accuracy cnn", "value": 0.2, "ci_low": 0.0, "ci_high": 0.4, "n": 3, "interval": "runs"})
     table = pd.DataFrame([found])
     known = SimpleNamespace(confidence=0.95, power=0.8)
-    judged = claims._power(found, table, 0.2, known)
+    judged = claims._power(found, table, 0.2, known, 3)
     assert judged["p_holm"] == pytest.approx(0.05)
     error = 0.2 / 4.302653
     assert judged["mde"] == pytest.approx((4.302653 + 1.060660) * error, rel=1e-5)

@@ -107,7 +107,7 @@ def low_rates(key, made, cells, rates):
 
         rng = np.random.default_rng(made.options.seed)
         drawn = [rate_of(rng.choice(domains, len(domains))) for _ in range(made.options.bootstrap)]
-        low, high = np.quantile(drawn, [0.5 - made.options.confidence / 2, 0.5 + made.options.confidence / 2])
+        low, high = np.quantile(drawn, intervals.tails(made.options.confidence, len(domains)))
         seeds = sorted({cell.seed for cell in cells if cell.seed})
         rows.append(made.row(key, f"TPR@{100 * rate:g}%FPR", (rate_of(domains), low, high), len(labels), seeds=seeds))
     return rows

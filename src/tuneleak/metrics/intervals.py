@@ -3,7 +3,8 @@
 The unit of inference is the concept. With at least `MINIMUM_CLUSTERS` concepts they are resampled with replacement, and within each one drawn its
 model seeds (this counts seed noise twice, so it errs on the wide side). With fewer concepts their bootstrap is unreliable: then the
 images (or, for a number per model, the models) of each concept are resampled, and the result says so in `unit`; it speaks of these concepts only.
-Intervals are percentile intervals: for means they need no tuning constant, and BCa's acceleration is ill-determined with so few clusters.
+Intervals are percentile intervals, expanded for few units (Hesterberg 2015, "What teachers should know about the bootstrap"): of a mean of eight, plain ones
+miss the truth in 11 % instead of 5 %, because they are too narrow by sqrt((n - 1) / n) and know no t. BCa's acceleration is ill-determined with so few.
 """
 
 from dataclasses import dataclass
@@ -128,8 +129,19 @@ def _nested(values, concept, within):
     return sums, counts, sizes
 
 
+def tails(confidence, units):
+    """The two quantiles of bootstrap replicates between which an expanded percentile interval lies: as far out as Student's t of `units` - 1 degrees of freedom
+    and the bootstrap's own standard error, too small by sqrt((units - 1) / units), ask for. One unit: the plain ones."""
+    if units < 2:
+        return 0.5 - confidence / 2, 0.5 + confidence / 2
+    outside = float(stats.norm.sf(stats.t.ppf(0.5 + confidence / 2, units - 1) * np.sqrt(units / (units - 1))))
+    return outside, 1 - outside
+
+
 def _percentile(value, replicates, confidence, n, unit, units):
-    low, high = np.quantile(replicates, [0.5 - confidence / 2, 0.5 + confidence / 2])
+    low, high = np.quantile(replicates, tails(confidence, units))
     tail = min((replicates <= 0).sum(), (replicates >= 0).sum())
     p = min(1.0, 2 * (tail + 1) / (len(replicates) + 1))
+    if units > 1:  # the same expansion backwards
+        p = float(2 * stats.t.sf(stats.norm.isf(p / 2) * np.sqrt((units - 1) / units), units - 1))
     return Interval(float(value), float(low), float(high), n, unit, units, float(replicates.std()), float(p))

@@ -23,6 +23,7 @@ COLUMNS = [
 ]  # fmt: skip
 PAPER_PRESET = "paper"
 MDE = " minimum detectable effect"
+MINIMUM_UNITS = 8  # below, a bootstrap's interval covers far less than it says
 _METRICS = (
     "AS", "A-ESR@", "leaked bits", "extracted set size", "similarity threshold", "MRR", "rank-", "TAR@", "cosine", "FaceSim", "agreement", "MAE",
     "FD-", "FID", "CLIP-", "DINO", "accuracy ", "audited epsilon", "trained share", "AUC", "TPR@", "amplification", "shift", "best w", "similarity", "KID",
@@ -154,15 +155,26 @@ def _row(claim, table, registered):
         return row | {"kind": "reported", "status": "inconclusive", "reason": "one training run: an interval over its pictures says nothing of another run"}
     if family.check.kind == "reported":
         return row | {"status": "not-comparable", "reason": family.check.reason}
-    power = _power(found, table, row["planned_mde"], registered)
+    if found.interval != "runs" and found.n < MINIMUM_UNITS:
+        return row | {"kind": "reported", "status": "inconclusive", "reason": f"{found.n} {row['unit']} are too few to test with"}
+    power = _power(found, table, row["planned_mde"], registered, units_of(found, claim, registered))
     return row | (power or {"reason": "the interval has no width: nothing to test against" if found.ci_low == found.ci_high else "there is no interval"})
 
 
-def _power(found, table, planned, registered):
+def units_of(found, claim, registered):
+    """How many independent units are behind a row, where that is known: training runs, or concepts (as planned for the recorded preset); else None."""
+    if found.interval == "runs":
+        return found.n
+    world = claim.select.get("world", "all")
+    planned = (claim.endpoint.concepts if claim.endpoint else None) or registered.concepts.get(world)
+    return planned if not found.interval else None
+
+
+def _power(found, table, planned, registered, units=None):
     """Two-sided p (from the interval's side towards 0, so that before Holm's correction a p below 1 - confidence and an interval that excludes 0 are one), the
-    smallest detectable effect and the power of finding the planned one (both from the interval's width); {} without a spread. Normal, or of training runs
-    Student's t, as their intervals are; its power is that of the central t."""
-    known = stats.t(found.n - 1) if found.interval == "runs" and found.n > 1 else stats.norm
+    smallest detectable effect and the power of finding the planned one (both from the interval's width); {} without a spread. Student's t where the number of
+    `units` is known, which intervals over training runs and over concepts are made for; its power is that of the central t. Else normal."""
+    known = stats.t(units - 1) if units and units > 1 else stats.norm
     z = known.ppf(0.5 + registered.confidence / 2)
     error = (found.ci_high - found.ci_low) / (2 * z)
     if not math.isfinite(error) or error <= 0:

@@ -92,6 +92,7 @@ class Registry:
     claims: list[Registered]
     confidence: float
     power: float
+    concepts: dict[str, int]  # of each world in the preset that is recorded
 
 
 def load(path, preset):
@@ -121,7 +122,7 @@ def load(path, preset):
         for values in product(*(choices[name] for name in claim.each)):
             select = claim.select | dict(zip(claim.each, values, strict=True))
             found.append(Registered("-".join([claim.id, *values]), claim, select, text, by_claim.get(claim.id)))
-    return Registry(found, claims.confidence, endpoints.power)
+    return Registry(found, claims.confidence, endpoints.power, endpoints.concepts)
 
 
 def planned_concepts(path):
