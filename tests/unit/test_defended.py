@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tuneleak import runtime
 from tuneleak.attacks.membership import shadows
 from tuneleak.attacks.membership.query import Pictures, Query
 from tuneleak.data.imageset import ImageSet
@@ -171,7 +172,26 @@ def test_no_two_private_models_share_noise(made, tiny_base, tiny_images, tmp_pat
     assert public == mechanism.run_key(options.model_copy(update={"checkpoint_every": 7}), "H1", "a") != mechanism.run_key(options, "H2", "a")
     monkeypatch.setenv(mechanism.SECRET, "long and random")
     secret = mechanism.run_key(options, "H1", "a")
-    assert secret[:3] == public and "random" not in str(secret) and len(secret) == 4
+    assert secret[:3] == public and "random" not in str(secret) and len(secret) == 5
+    one, other = (mechanism.run_key(options, "H1", "a", pictures=found) for found in (["x", "y"], ["x"]))
+    assert one != other and one == mechanism.run_key(options, "H1", "a", pictures=["y", "x"])
+    monkeypatch.delenv(mechanism.SECRET)
+    assert mechanism.run_key(options, "H1", "a", pictures=["x"]) == public  # noise that anybody can compute must not tell who took part
+
+
+def test_secret_randomness_is_uniform_gaussian_and_nobody_elses(monkeypatch):
+    from scipy import stats
+
+    public = mechanism.gaussian((3,), "a", 1)
+    assert torch.equal(public, torch.randn(3, generator=runtime.generator("a", 1)))
+    monkeypatch.setenv(mechanism.SECRET, "long and random")
+    first, again, other = mechanism.gaussian((40_001,), "a", 1), mechanism.gaussian((40_001,), "a", 1), mechanism.gaussian((40_001,), "a", 2)
+    assert torch.equal(first, again) and abs(float(torch.corrcoef(torch.stack([first, other]))[0, 1])) < 0.02
+    assert stats.kstest(first.numpy(), "norm").pvalue > 1e-3 and stats.kstest(mechanism.uniform(40_000, "a").numpy(), "uniform").pvalue > 1e-3
+    assert mechanism.gaussian((2, 3), "a", 1, dtype=torch.float64).shape == (2, 3) and len(mechanism.uniform(0, "a")) == 0
+    assert np.array_equal(mechanism._secret_uniform(10, ("a",), chunk=4)[:4], mechanism._secret_uniform(4, ("a",), chunk=4))
+    monkeypatch.setenv(mechanism.SECRET, "another")
+    assert not torch.equal(first, mechanism.gaussian((40_001,), "a", 1))
 
 
 def test_steps_made_without_the_secret_are_not_continued_with_it(tiny_base, tiny_images, monkeypatch):

@@ -118,7 +118,10 @@ def clipped(change, clip):
 
 def _release(base, pictures, labels, world, seed, sigma, rate, options, out, folder):
     privacy, epsilon = options.privacy, private.epsilon_name(options.privacy)
-    name, key = modelset.model_id(world, METHOD, f"eps{epsilon}", f"s{seed}"), mechanism.run_key(options, base.name, world, seed)
+    name, key = (
+        modelset.model_id(world, METHOD, f"eps{epsilon}", f"s{seed}"),
+        mechanism.run_key(options, base.name, world, seed, pictures=pictures.table.sha256),
+    )
     done = checkpoint.finished(folder, name, out / name)
     if done:
         return done
@@ -134,7 +137,7 @@ def _release(base, pictures, labels, world, seed, sigma, rate, options, out, fol
     expected = options.expected_pictures / len(sums)
     vectors = []
     for label, (start, total) in enumerate(zip(captions.vectors, sums, strict=True)):
-        noise = torch.randn(total.shape, generator=runtime.generator("aggregate", *key, label)).to(total.device)
+        noise = mechanism.gaussian(total.shape, "aggregate", *key, label).to(total.device)
         vectors.append(start + (total + sigma * options.clip * noise) / expected)
     with torch.no_grad():
         contexts = captions.contexts(list(range(len(vectors))), vectors)

@@ -102,7 +102,7 @@ def _private(base, job, item, recipe, out):
 def _train(base, row, pictures, private_options, recipe, out, folder):
     options = private_options.options(recipe)
     privacy, seed = options.privacy, row["seed"]
-    key = mechanism.run_key(options, base.name, row["model_id"])
+    key = mechanism.run_key(options, base.name, row["model_id"], pictures=pictures.table.sha256)
     person = private_options.unit == "person"
     data = (PersonRecords if person else private_data.PrivateRecords)(base, pictures, options)
     sigma = _noise(privacy)
@@ -163,13 +163,13 @@ def _release(base, row, pictures, options, out):
     options = options.model_copy(update={"prompts": {row["concept"]: row["caption"]}, "privacy": privacy, "expected_pictures": count})
     sigma = 0.0 if privacy.noiseless else release.noise_multiplier(privacy.epsilon, privacy.delta)
     captions = aggregate.Captions(base, options.prompts, options.caption_template)
-    key = mechanism.run_key(options, base.name, row["model_id"])
+    key = mechanism.run_key(options, base.name, row["model_id"], pictures=pictures.table.sha256)
     latents = base.encode_images(as_tensor(pictures.pixels()))
     changes = []
     for chunk in torch.arange(count).split(options.at_once):
         changes += aggregate.invert(base, captions, latents[chunk], [0] * len(chunk), [(*key, int(place)) for place in chunk], options)
     total = sum(aggregate.clipped(change, options.clip) for change in changes)
-    noise = torch.randn(total.shape, generator=runtime.generator("aggregate", *key)).to(total.device)
+    noise = mechanism.gaussian(total.shape, "aggregate", *key).to(total.device)
     vectors = captions.vectors[0] + (total + sigma * options.clip * noise) / count
     words = attachments.TextualInversion(base.text_encoder, base.tokenizer, attachments.phrase_of(row["caption"], options.caption_template), "<concept>")
     try:

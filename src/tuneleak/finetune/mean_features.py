@@ -56,8 +56,12 @@ def mean_features(base, images, network, world, out, options, device="auto"):
         folder = out / ".checkpoints" / _digest(pictures, network, options, device)
         folder.mkdir(parents=True, exist_ok=True)
         notes = []
+
+        def key(seed):
+            return mechanism.run_key(options, METHOD, world, _networks(network), seed, pictures=pictures.table.sha256)
+
         for seed in options.seeds:
-            trained = _Training(total, sigma, features, side, mechanism.run_key(options, METHOD, world, _networks(network), seed), options, device)
+            trained = _Training(total, sigma, features, side, key(seed), options, device)
             notes.append(_train_one(trained, private_data.largest_concept(pictures), Path(base).resolve().name, world, seed, sigma, options, out, folder))
         log = pd.concat([pd.DataFrame(note["log"], columns=["step", "loss"]).assign(model_id=note["row"]["model_id"]) for note in notes])
         files.write_csv(out / "train.csv", log[["model_id", "step", "loss"]])
@@ -93,7 +97,7 @@ def feature_sum(pictures, labels, features, classes, count_weight, device):
 
 def noisy_means(total, sigma, count_weight, *key):
     """(means `(classes, 2 d)`, shares `(classes,)`) after one release of `total (classes, 2 d + 1)` with noise sigma times its sensitivity."""
-    noise = torch.randn(total.shape, generator=runtime.generator("mean-features", *key), dtype=torch.float64)
+    noise = mechanism.gaussian(total.shape, "mean-features", *key, dtype=torch.float64)
     noised = total + sigma * sensitivity(count_weight) * noise
     counts = (noised[:, -1] / count_weight).clamp(min=1)
     return (noised[:, :-1] / counts[:, None]).float(), (counts / counts.sum()).float()

@@ -105,8 +105,8 @@ class PrivateRecords(Records):
             captions = sorted(set(pictures.table[options.caption_column]))
             contexts = torch.cat([base.encode_text(captions[start : start + 64]) for start in range(0, len(captions), 64)])
             self.conditions = contexts[torch.tensor([captions.index(caption) for caption in pictures.table[options.caption_column]])]
-        self.context_tokens = None
         self.largest_concept = largest_concept(pictures)
+        self.sources = list(pictures.table.sha256)
 
 
 def parts(pictures, size=512):

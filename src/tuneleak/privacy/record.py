@@ -9,7 +9,8 @@ ADJACENCY = "add/remove one record, Poisson sampling"
 NOT_COVERED = (
     "Not covered: the choice of hyper-parameters on private pictures (presets choose them on a public style, or on people that nothing is reported of), the "
     "declared size of the set, anything the public base was trained on, how long steps took, and whatever else is published about the same pictures. The noise "
-    "comes from a seeded generator so that runs repeat; for a real release set TUNELEAK_NOISE_SECRET to a long random text, and keep it secret."
+    "comes from a seeded generator so that runs repeat, and anybody can compute it: so far the promise is one on paper. For a real release set "
+    "TUNELEAK_NOISE_SECRET to a long random text, and keep it secret."
 )
 
 
