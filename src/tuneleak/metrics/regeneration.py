@@ -61,10 +61,14 @@ def metrics_rows(pictures, generations, thresholds, label, made):
 
 
 def _limits(measure, bases, thresholds, fixed):
-    """`(setting, {base: distance})` of a measure; the fixed distances are for root mean squares, not for the adaptive distance."""
+    """`(setting, {base: distance})` of a measure; the fixed distances are for root mean squares, not for the adaptive distance.
+
+    Where fewer pairs have a distance than may match, none can be calibrated (it is 1, which nothing exceeds): then every such pair counts, as `prefiltered`.
+    """
     found = [(f"d<{value:g}", dict.fromkeys(bases, value)) for value in fixed if measure != "adaptive"]
     if all(measure in thresholds.get(base, {}) for base in bases):
-        found.append(("tau", {base: thresholds[base][measure] for base in bases}))
+        limits = {base: thresholds[base][measure] for base in bases}
+        found.append(("tau" if all(value < 1 for value in limits.values()) else "prefiltered", limits))
     return found
 
 

@@ -6,6 +6,7 @@ run has not measured it. Differences are tested against 0, two-sided, with Holm'
 """
 
 import math
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -32,7 +33,7 @@ _METRICS = (
     "regeneration amplification", "members ", "generations matched", "CLIP R@1",
     "exact match", "word accuracy", "words found", "average precision",
 )  # fmt: skip
-_CHOSEN = ("best-control", "chance", "best-at-kept-utility")  # picked by the evaluation among rows that are there, or computed
+_CHOSEN = ("best-control", "best-other", "chance", "best-at-kept-utility")  # picked by the evaluation among rows that are there, or computed
 _METHODS = set(get_args(FinetuneOptions.model_fields["method"].annotation))
 _MEMBERSHIP = get_args(MembershipAttack)
 _REGENERATION = {f"regeneration-{measure}" for measure in ("l2", "tile", "adaptive", "aligned", "clique")}
@@ -69,7 +70,7 @@ _VOCABULARY = {  # of each system, so that a slip in a selector is not taken for
     },
     "shake-to-leak": {
         "attack": {"model-blind", "clip-rp", *_REGENERATION, *(f"{kind}{attack}" for kind in ("", "reference-", "two-score-") for attack in _MEMBERSHIP)},
-        "method": _METHODS | {"base", "none", "others", "gaussian"},
+        "method": _METHODS | {"base", "none", "others", "best-other", "gaussian"},
     },
 }
 
@@ -123,7 +124,7 @@ def _absent(select, mine):
             if part == "heldout":
                 if "heldout" not in set(mine.control[mine.world == select.get("world", "")]):
                     return "there were no held-out pictures"
-            elif part == "others":  # the mean of the other methods
+            elif part in ("others", "best-other"):  # of the other methods
                 if len(set(plain.method) - {"base", "none"}) < 2:
                     return "no other method was run"
             elif part not in _CHOSEN and part not in {*plain[column], *mine.control}:
@@ -135,6 +136,9 @@ def _absent(select, mine):
             return f"defence {part!r} was not run"
     if select.get("guidance", "") and select["guidance"] not in set(mine.guidance):
         return f"setting {select['guidance']!r} was not run"
+    of_attack = set(mine.guidance[mine.attack == select.get("attack")])
+    if select.get("guidance") == "tau" and of_attack and "tau" not in of_attack:
+        return f"no distance of {select['attack']!r} could be calibrated: fewer pairs have one than may match"
     return "" if select["metric"] in set(mine.metric) else f"{select['metric']!r} was not measured"
 
 
@@ -150,15 +154,26 @@ def _row(claim, table, registered):
     if found is None:
         return row | {"status": "not-run"}
     row |= {name: found[name] for name in ("value", "ci_low", "ci_high", "n", "seeds")} | {"unit": found.interval or "concepts"}
-    row |= {"kind": family.check.kind, "above": claim.select.get("attack", "").endswith("-minus-best-control")}
+    row |= {
+        "kind": family.check.kind,
+        "above": any(claim.select.get(column, "").endswith(("-minus-best-control", "-minus-best-other")) for column in ("attack", "method")),
+    }
+    if family.needs and not _holds(replace(claim, select=claim.select | family.needs), table):
+        told = ", ".join(f"{name} {value}" for name, value in family.needs.items())
+        return row | {"kind": "reported", "status": "inconclusive", "reason": f"no question: {told} is not above zero itself"}
     if claim.endpoint and claim.endpoint.unit == "run" and found.interval == "images":
         return row | {"kind": "reported", "status": "inconclusive", "reason": "one training run: an interval over its pictures says nothing of another run"}
     if family.check.kind == "reported":
         return row | {"status": "not-comparable", "reason": family.check.reason}
     if found.interval != "runs" and found.n < MINIMUM_UNITS:
-        return row | {"kind": "reported", "status": "inconclusive", "reason": f"{found.n} {row['unit']} are too few to test with"}
+        return row | {"kind": "reported", "status": "inconclusive", "reason": f"{int(found.n)} {row['unit']} are too few to test with"}
     power = _power(found, table, row["planned_mde"], registered, units_of(found, claim, registered))
     return row | (power or {"reason": "the interval has no width: nothing to test against" if found.ci_low == found.ci_high else "there is no interval"})
+
+
+def _holds(claim, table):
+    found, _ = find(claim, table)
+    return found is not None and found.ci_low > 0
 
 
 def units_of(found, claim, registered):

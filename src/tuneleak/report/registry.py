@@ -47,6 +47,7 @@ class Claim(Options):
     worlds: list[str] | None = Field(None, description="the worlds it is about; none: all")
     select: dict[str, str] = Field(description="column values of exactly one row of metrics.csv")
     check: Check
+    needs: dict[str, str] | None = Field(None, description="what differs from `select` in a row that must lie above zero, or this is no question")
 
 
 class Endpoint(Options):
