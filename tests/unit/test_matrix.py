@@ -395,3 +395,19 @@ def test_auc_of_a_model_is_what_the_planes_use():
     told = {"attack": "loss", "setting": "s", "world": "w", "base": "b", "method": "lora", "defence": "none", "concept": "p", "seed": "0"}
     table = pd.DataFrame({**told, "image_id": list("abcde"), "label": labels, "score": values})
     assert defences._aucs(table).value.tolist() == [pytest.approx(roc.auc(values[labels], values[~labels]))]
+
+
+def test_released_words_are_asked_under_their_caption():
+    """Under no caption a model whose words alone were learned is the base: its AUC there says nothing."""
+    from tuneleak.report import matrix
+
+    rows = [
+        {"method": "lora", "defence": defence, "attack": "people", "metric": "AUC", "guidance": guidance, "value": value}
+        for defence, guidance, value in (
+            ("none", "caption=known", 0.8), ("none", "caption=none", 0.7), ("dpagg-10", "caption=none", 0.5), ("dpagg-10", "caption=known", 0.6),
+            ("dpagg-10-minus-none", "caption=none", -0.2), ("dpagg-10-minus-none", "caption=known", -0.1), ("dp-1", "caption=known", 0.55),
+        )
+    ]  # fmt: skip
+    table = pd.DataFrame(rows)
+    found = {defence: matrix.row_of(table, "lora", defence, "people", "AUC").value for defence in dict.fromkeys(table.defence)}
+    assert found == {"none": 0.7, "dpagg-10": 0.6, "dpagg-10-minus-none": -0.1, "dp-1": 0.55}

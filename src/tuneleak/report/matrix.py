@@ -27,6 +27,7 @@ CHANCE = {"AUC": 0.5}  # what a model that leaked nothing would show; of other m
 BITS = "leaked bits"
 USE = ("similarity", "caption accuracy", "KID")
 _PREFERRED = ("caption=none", "pictures")  # of several settings of an attack, the one that knows least of the caption, and pictures before names
+_WORDS = "dpagg"  # how defences are called that release words of a caption: under no caption their model is the base, and no attack could succeed
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,9 @@ def columns(table):
 
 
 def row_of(table, method, defence, attack, metric):
-    """The row of one number, or None; of several settings the preferred one, else the first."""
+    """The row of one number, or None; of several settings the preferred one, else the first. What releases words is asked under its caption."""
     found = table[(table.method == method) & (table.defence == defence) & (table.attack == attack) & (table.metric == metric)]
-    for words in _PREFERRED:
+    for words in ("caption=known", *_PREFERRED) if defence.startswith(_WORDS) else _PREFERRED:
         best = found[found.guidance.str.endswith(words)]
         found = best if len(best) else found
     return next(found.itertuples(), None)
