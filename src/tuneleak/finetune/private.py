@@ -18,6 +18,7 @@ from tuneleak import files, runtime
 from tuneleak.errors import InputError
 from tuneleak.finetune import checkpoint, methods, private_data
 from tuneleak.models import modelset, weights
+from tuneleak.models.latent_diffusion import KINDS as LATENT_DIFFUSION
 from tuneleak.models.latent_diffusion import load_base
 from tuneleak.privacy import accounting, conditioned, gradients, mechanism, state, trainable
 from tuneleak.privacy.record import record, sample_rate
@@ -38,7 +39,7 @@ def finetune_private(base, images, world, out, options, device="auto"):
         (out / "manifest.csv").unlink(missing_ok=True)
         loaded = load_base(base, device, "float32")
         loaded.check_trainable()
-        if options.conditioning == "text-encoder":
+        if options.conditioning == "text-encoder" or not isinstance(loaded, LATENT_DIFFUSION):
             loaded.check_words()
         data = private_data.PrivateRecords(loaded, pictures, options)
         sigma = 0.0 if options.privacy.noiseless else _noise(options.privacy)
