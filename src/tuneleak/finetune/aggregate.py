@@ -118,10 +118,8 @@ def clipped(change, clip):
 
 def _release(base, pictures, labels, world, seed, sigma, rate, options, out, folder):
     privacy, epsilon = options.privacy, private.epsilon_name(options.privacy)
-    name, key = (
-        modelset.model_id(world, METHOD, f"eps{epsilon}", f"s{seed}"),
-        mechanism.run_key(options, base.name, world, seed, pictures=pictures.table.sha256),
-    )
+    name = modelset.model_id(world, METHOD, f"eps{epsilon}", f"s{seed}")
+    key = mechanism.run_key(options, base.name, world, seed, pictures=pictures.table.sha256)
     done = checkpoint.finished(folder, name, out / name)
     if done:
         return done

@@ -56,12 +56,9 @@ def mean_features(base, images, network, world, out, options, device="auto"):
         folder = out / ".checkpoints" / _digest(pictures, network, options, device)
         folder.mkdir(parents=True, exist_ok=True)
         notes = []
-
-        def key(seed):
-            return mechanism.run_key(options, METHOD, world, _networks(network), seed, pictures=pictures.table.sha256)
-
         for seed in options.seeds:
-            trained = _Training(total, sigma, features, side, key(seed), options, device)
+            key = mechanism.run_key(options, METHOD, world, _networks(network), seed, pictures=pictures.table.sha256)
+            trained = _Training(total, sigma, features, side, key, options, device)
             notes.append(_train_one(trained, private_data.largest_concept(pictures), Path(base).resolve().name, world, seed, sigma, options, out, folder))
         log = pd.concat([pd.DataFrame(note["log"], columns=["step", "loss"]).assign(model_id=note["row"]["model_id"]) for note in notes])
         files.write_csv(out / "train.csv", log[["model_id", "step", "loss"]])

@@ -64,7 +64,7 @@ def _secret_uniform(count, key, chunk=1 << 22):
     """float64 `(count,)`: the upper 53 of each 64 bits of SHAKE-256, asked in pieces of `chunk` numbers that a counter tells apart."""
     secret, pieces = os.environ[SECRET].encode(), []
     for number in range(-(-count // chunk)):
-        stream = hashlib.shake_256(repr((hashlib.sha256(secret).hexdigest(), key, number)).encode() + secret)
+        stream = hashlib.shake_256(secret + b"\0" + repr((key, number)).encode())
         size = min(chunk, count - number * chunk)
         pieces.append((np.frombuffer(stream.digest(8 * size), np.uint64) >> np.uint64(11)) * 2.0**-53)
     return np.concatenate(pieces) if pieces else np.zeros(0)
