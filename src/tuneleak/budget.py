@@ -65,7 +65,7 @@ def rows(study):
         training = TRAINING_CALLS * sum(models.values()) * options.steps_per_image * options.images_per_concept * step
         knobs = study.finextract
         tested = sum(_calls(knobs.generations_per_image, knobs.steps, attack) for attack in knobs.attacks)
-        tuned = sum(_calls(knobs.tune_generations_per_image, knobs.steps, grid.attack) * len(grid.guidance) for grid in knobs.grid)
+        tuned = sum(_calls(knobs.generations_per_image, knobs.steps, grid.attack) * len(grid.guidance) for grid in knobs.grid)
         sampling = options.images_per_concept * (models["test"] * tested + models["tune"] * tuned)
         yield {"world": recipe.world, "method": options.method, "models": sum(models.values()), "training": training, "sampling": sampling}
     yield from private_rows(study.dp_ldm)
@@ -115,7 +115,7 @@ def attacker_rows(study):
         sampling = models * size * len(plan.conditions) * _calls(plan.generations_per_image, knobs.steps, "finextract")
         if recipe.world not in seen:  # the base on tune concepts, once a world
             seen.add(recipe.world)
-            sampling += world.tune_concepts * len(options.seeds) * size * _calls(knobs.tune_generations_per_image, knobs.steps, "base")
+            sampling += world.tune_concepts * len(options.seeds) * size * _calls(knobs.generations_per_image, knobs.steps, "base")
         judged = size + plan.people.photographs * (1 + plan.people.strangers)  # at most
         sampling += 2 * models * judged * len(plan.people.captions) * len(plan.people.timesteps) * plan.people.draws
         sampling += models * _reading_calls(options, plan.recover, OWN_WORDS) * ("recovered" in plan.conditions)

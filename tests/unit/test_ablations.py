@@ -79,7 +79,7 @@ def swept(tiny_base, tiny_images, tmp_path_factory):
     variants.finetune_variants(tiny_base, tiny_images, "w", "test", folder / "models", options, 0, 2, "cpu")
     options = SweepOptions(
         guidance=[Guidance(w=3.0), Guidance(w=1.0)], only_first=["flips"], generations_per_image=3, fewer_generations=[1], steps=2, other_steps=[3],
-        thresholds=[0.9], cluster=ClusterOptions(min_size=1), control_draws=2,
+        thresholds=[0.9], cluster=ClusterOptions(), control_draws=2,
     )  # fmt: skip
     arguments = {"models": folder / "models", "images": tiny_images, "base": tiny_base, "copy_cluster": folder / "copy", "copy_score": folder / "copy"}
     sweep.sweep(**arguments, out=folder / "out", options=options, device="cpu")
@@ -103,7 +103,7 @@ def test_a_sweep_has_every_setting_once(swept):
     )
     generated = table.groupby("defence").n_generated.first()
     assert generated["reference"] == 6 and generated["generations-1"] == 2 and generated["threshold-0.9"] == 6
-    assert table[table.defence == "threshold-0.9"].threshold.eq(0.9).all()
+    assert table[table.defence == "threshold-0.9"].threshold.ge(0.9).all()  # where it starts; it rises if there are fewer than N0 cliques
     assert table[table.defence == "generations-1"].noise_norm.isna().all() and table[table.defence == "reference"].noise_norm.notna().all()
     assert (table.oracle >= table.extracted - 1e-6).all()
     first = table[table.defence.isin(["generations-1", "reference"]) & (table.setting == "w=3,k=0")].pivot(index="image_id", columns="defence", values="oracle")

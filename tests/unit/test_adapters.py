@@ -319,7 +319,7 @@ def test_extraction_straight_from_a_shared_file(base, inputs, tiny_base, tiny_im
     (tmp_path / "copy" / "config.json").write_text(json.dumps(config))
     trained_like(base, inputs, tmp_path / "m", method="lora")
     path = kohya(base, tmp_path / "m", tmp_path / "ada.safetensors", ss_sd_model_name="tiny", ss_num_train_images=2)
-    options = ExtractionOptions(guidance=[Guidance(w=2.0), Guidance(w=4.0)], generations_per_image=2, steps=2, cluster=ClusterOptions(min_size=1))
+    options = ExtractionOptions(guidance=[Guidance(w=2.0), Guidance(w=4.0)], generations_per_image=2, steps=2, cluster=ClusterOptions())
     run.extract([path], tmp_path / "copy", tmp_path / "out", options, base=tiny_base.parent, caption=CAPTION, device="cpu")
     clusters = pd.read_csv(tmp_path / "out" / "clusters.csv")
     extracted = ImageSet.load(tmp_path / "out" / "extracted")

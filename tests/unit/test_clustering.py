@@ -115,18 +115,29 @@ def test_fair_keeps_the_n0_largest():
     assert all(middle in members for middle, members in zip(found.medoids, found.members, strict=True))
 
 
-def test_fair_lowers_its_threshold_before_it_takes_singletons():
-    """Two tight pairs, and a pair of similarity .33 that counts only once the threshold has fallen from .5 to .3."""
-    x = np.eye(8)
-    features = np.stack([x[0], x[0], x[1], x[1], x[2], 0.33 * x[2] + np.sqrt(1 - 0.33**2) * x[3], x[4]])
-    assert cluster(features, 2, ClusterOptions()).threshold == 0.5
-    lowered = cluster(features, 3, ClusterOptions())
-    assert lowered.threshold == pytest.approx(0.3)
-    assert lowered.members[2] == [4, 5]
-    singles = cluster(features, 4, ClusterOptions())
-    assert singles.threshold == 0.2
-    assert singles.members == [[0, 1], [2, 3], [4, 5], [6]]
-    assert len(cluster(features, 9, ClusterOptions()).members) == 4
+def test_fair_raises_its_threshold_until_there_are_n0_cliques():
+    """Two pairs of similarity .8, a pair of .62, and everything else at right angles."""
+
+    def pair(axis, cosine):
+        return [np.eye(8)[axis], cosine * np.eye(8)[axis] + np.sqrt(1 - cosine**2) * np.eye(8)[axis + 1]]
+
+    features = np.stack([*pair(0, 0.8), *pair(2, 0.8), *pair(4, 0.62)])
+    assert cluster(features, 3, ClusterOptions()).threshold == 0.5
+    raised = cluster(features, 4, ClusterOptions())
+    assert raised.threshold == pytest.approx(0.65)
+    assert raised.members == [[0, 1], [2, 3], [4], [5]]
+    assert len(cluster(features, 6, ClusterOptions()).members) == 6
+
+
+def test_fair_counts_singletons_before_it_raises_its_threshold():
+    found = cluster(bunches([5, 3, 1, 1, 1]), 4, ClusterOptions())
+    assert list(map(len, found.members)) == [5, 3, 1, 1] and found.threshold == 0.5
+
+
+def test_fair_with_equal_or_too_few_pictures_ends_at_one():
+    equal = cluster(np.ones((4, 3)), 2, ClusterOptions())
+    assert equal.threshold == 1 and len(equal.members) <= 2
+    assert len(cluster(np.eye(3), 5, ClusterOptions()).members) == 3
 
 
 def test_compat_raises_its_threshold_until_there_are_n0_cliques_and_keeps_all():

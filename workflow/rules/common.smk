@@ -169,12 +169,11 @@ def guidance(wildcards):
 
 def extraction_options(wildcards):
     knobs = study.finextract
-    generations = knobs.tune_generations_per_image if wildcards.split == "tune" else knobs.generations_per_image
     return as_json(
         ExtractionOptions(
             attack=wildcards.attack,
             guidance=guidance(wildcards),
-            generations_per_image=generations,
+            generations_per_image=knobs.generations_per_image,
             steps=knobs.steps,
             sampler=knobs.sampler,
             batch=knobs.batch,

@@ -139,7 +139,6 @@ class Finextract(Options):
     attacks: list[Attack] = Field(description="attacks run on test concepts")
     shard_concepts: Positive = Field(description="concepts per fine-tuning and attack job")
     generations_per_image: Positive = Field(description="generations N as a multiple of the training pictures N0")
-    tune_generations_per_image: Positive = Field(description="the same while tuning")
     steps: Positive = Field(description="sampler steps")
     sampler: Literal["ddim", "finextract-compat"] = Field(description="deterministic DDIM, or the public code's time list")
     batch: Positive = Field(description="generations in one batch")

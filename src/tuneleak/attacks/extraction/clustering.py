@@ -40,10 +40,11 @@ def similarity(features):
 def cluster(features, n_images, options: ClusterOptions, seed=0):
     """Cluster generations with copy features `(n, d)` into `Clusters` for `n_images` training pictures (N0).
 
-    fair: cliques of at least `min_size` at a fixed threshold, the N0 largest; with fewer than N0 the threshold falls by `step` to `floor`, then
-    singletons count. compat: the public code's threshold, rising by .01 from the 25 % quantile of 1,000 similarities drawn with `seed`
-    (diagonal included, at least .01) until the exact partition takes no more than `node_budget` nodes and has at least N0 cliques; all are
-    kept, singletons too. If no threshold up to 1 gives N0 cliques, the last partition that finished is kept.
+    fair: the N0 largest cliques, singletons last; where the partition has fewer, the threshold rises by `step` until it has N0. Every attack
+    thus names N0 pictures: with fewer for the one whose generations are more alike, the score, a maximum over them, would compare counts.
+    compat: the public code's threshold, rising by .01 from the 25 % quantile of 1,000 similarities drawn with `seed` (diagonal included, at
+    least .01) until the exact partition takes no more than `node_budget` nodes and has at least N0 cliques; all are kept. If no threshold up to 1
+    gives N0 cliques (fewer generations, or equal ones), the last partition that finished is kept, in both modes.
     """
     features = np.asarray(features, dtype=np.float32)
     if n_images < 1 or len(features) < 1:
@@ -61,15 +62,12 @@ def medoid(features, members):
 
 
 def _fair(similarities, n_images, options, seed):
-    steps = max(0, int(np.ceil((options.threshold - options.floor) / options.step - 1e-9)))
-    lowest = min(options.floor, options.threshold)
-    for index in range(steps + 1):
-        threshold = max(round(options.threshold - index * options.step, 10), lowest)
-        cliques, exact = partition_or_approximate(similarities >= threshold, options.node_budget, options.min_size, n_images)
-        if len(cliques) >= n_images:
+    threshold = options.threshold
+    while True:
+        cliques, exact = partition_or_approximate(similarities >= threshold, options.node_budget, limit=n_images)
+        if len(cliques) >= n_images or threshold >= 1:
             return cliques, threshold, exact
-    cliques, exact = partition_or_approximate(similarities >= lowest, options.node_budget, 1, n_images)
-    return cliques, lowest, exact
+        threshold = min(round(threshold + options.step, 10), 1.0)
 
 
 def _compat(similarities, n_images, options, seed):

@@ -88,7 +88,7 @@ class _Sweeper:
             part = tuple(values[: count * n_images] for values in made[:2])
             yield self._table(row | {"defence": f"generations-{count}"}, guidance, *part, None)
         for threshold in options.thresholds:
-            cluster_options = options.cluster.model_copy(update={"threshold": threshold, "floor": threshold})
+            cluster_options = options.cluster.model_copy(update={"threshold": threshold})
             yield self._table(row | {"defence": f"threshold-{threshold:g}"}, guidance, *made, cluster_options)
         for steps in options.other_steps:
             yield self._table(row | {"defence": f"sampler-{steps}"}, guidance, *self._draw(row, guidance, steps))
