@@ -347,7 +347,9 @@ class SizeOptions(Options):
 class ClusterOptions(Options):
     """Clustering of generations into candidate training pictures."""
 
-    mode: Literal["fair", "compat"] = Field("fair", description="fair: the N0 largest cliques at the lowest threshold that gives so many; compat: the public code's search, all cliques")
+    mode: Literal["fair", "compat"] = Field(
+        "fair", description="fair: the N0 largest cliques at the lowest threshold that gives so many; compat: the public code's search, all cliques"
+    )
     threshold: Fraction = Field(0.5, description="lowest similarity that joins two pictures (fair)")
     step: Rate = Field(0.05, description="by how much fair raises the threshold while there are fewer than N0 cliques")
     node_budget: Positive = Field(2_000_000, description="search nodes after which compat raises its threshold, in place of a wall-clock time-out")
