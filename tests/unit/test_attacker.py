@@ -245,9 +245,22 @@ def test_certainty_finds_what_tells_correct_clusters(tmp_path):
     note = "; interval=images"
     assert values["certainty", f"clusters{note}"] == pytest.approx(1, abs=0.02)
     assert values["certainty", f"clusters; control=share{note}"] < 0.6 and values["certainty-minus-share", f"clusters{note}"] > 0.4
-    assert values["certainty-minus-chance", f"clusters{note}"] == pytest.approx(1 - 1 / 3, abs=0.02)
+    assert values["certainty", f"clusters; control=chance{note}"] == pytest.approx(1 / 3, abs=0.04)
+    assert values["certainty-minus-chance", f"clusters{note}"] == pytest.approx(1 - values["certainty", f"clusters; control=chance{note}"], abs=0.02)
+    shares = rows_of(found, attack="certainty")
+    assert shares.ci_low.min() >= 0 and shares.ci_high.max() <= 1
     assert rows_of(found, metric="correct share").value.tolist() == pytest.approx([1 / 3])
     assert rows_of(found, metric="Brier score").value.tolist()[0] < 0.05
+
+
+def test_chance_is_the_average_precision_of_random_orders():
+    """Of two, one correct: 1 or 1/2. Of three, one correct: (1 + 1/2 + 1/3) / 3. With n -> infinity: the share."""
+    chance = attacker_certainty.chance_precision
+    assert chance([True, False], orders=4000) == pytest.approx(3 / 4, abs=0.02)
+    assert chance([False, True, False], orders=4000) == pytest.approx(11 / 18, abs=0.02)
+    assert chance(np.arange(2000) % 4 == 0) == pytest.approx(1 / 4, abs=0.01)
+    assert chance([True, False, False], weights=[1, 1, 0], orders=4000) == pytest.approx(3 / 4, abs=0.02)
+    assert np.isnan(chance([False, False]))
 
 
 def test_certainty_of_nothing_is_the_share_of_correct_ones(tmp_path):

@@ -4,8 +4,7 @@ Clusters of tune concepts teach a logistic regression what correct extractions l
 their own making); on test concepts nothing but the traits is used. A cluster is correct if its medoid reaches the world's threshold tau.
 
 - attack `certainty`, metrics `average precision`, `AUC`, `Brier score`, `calibration error` (mean gap between certainty and truth over bins of equal count)
-  and `correct share` (what a score that knows nothing gets as average precision); `; control=<trait>`: clusters ranked by one trait alone (`share`: by size,
-  as FineXtract does)
+  and `correct share`; `; control=<trait>`: clusters ranked by one trait alone (`share`: by size, as FineXtract does); `; control=chance`: in random order
 - attack `certainty-minus-chance` and `certainty-minus-share`: paired differences of average precision
 
 World and base `all`, no method: every cluster of the study together.
@@ -17,10 +16,11 @@ from scipy import optimize, special
 
 from tuneleak.errors import InputError
 from tuneleak.metrics import intervals, reading, roc
-from tuneleak.metrics.attacker_rows import BLOCK, row
+from tuneleak.metrics.attacker_rows import BLOCK, DIFFERENCE, SHARE, row
 
 FEATURES = ("share", "tightness", "isolation", "agreement", "novelty")
 BINS = 5
+ORDERS = 100  # random ones behind the average precision of chance
 _TEXT = [*BLOCK, "model_id", "concept", "seed", "split", "image_id"]
 _PENALTY = 1.0  # on standardised features
 
@@ -93,6 +93,18 @@ def average_precision(correct, scores, weights=None):
     return float((np.diff(recall, prepend=0.0) * precision).sum()) if recall[-1] > 0 else float("nan")
 
 
+def chance_precision(correct, weights=None, orders=ORDERS):
+    """Average precision of a score that knows nothing: the mean over random orders. With few clusters it is well above the share of correct ones, towards
+    which it falls with their number: of one correct in two it is 3/4."""
+    correct = np.asarray(correct, dtype=float)
+    weights = np.ones(len(correct)) if weights is None else np.asarray(weights, dtype=float)
+    random = np.random.default_rng(0)
+    turn = random.permuted(np.tile(np.arange(len(correct)), (orders, 1)), axis=1)
+    hits = (weights * correct)[turn]
+    precision = np.cumsum(hits, 1) / np.maximum(np.cumsum(weights[turn], 1), 1e-300)
+    return float((precision * hits).sum(1).mean() / hits[0].sum()) if hits[0].sum() else float("nan")
+
+
 def calibration(correct, scores, weights=None, bins=BINS):
     """Table of bins of equal count, by certainty: `certainty` and `correct` (means), `n` (total weight)."""
     weights = np.ones(len(scores)) if weights is None else np.asarray(weights, dtype=float)
@@ -108,8 +120,8 @@ def _of_group(key, group, options):
     correct, score = group.correct.to_numpy(), group.certainty.to_numpy()
     share = group["share"].to_numpy()
 
-    def over(statistic):
-        settings = {"replicates": options.bootstrap, "confidence": options.confidence, "seed": options.seed}
+    def over(statistic, span=SHARE):
+        settings = {"replicates": options.bootstrap, "confidence": options.confidence, "seed": options.seed, "span": span}
         return intervals.bootstrap_statistic(statistic, group.concept, group.image_id, **settings)
 
     def gap(weights):
@@ -127,12 +139,17 @@ def _of_group(key, group, options):
         value = average_precision(correct, values, weights)
         return value if np.isfinite(value) else 1.0 * correct.mean()  # a replicate without a correct cluster
 
+    def chance(weights):
+        value = chance_precision(correct, weights)
+        return value if np.isfinite(value) else 1.0 * correct.mean()
+
     for qualifier, values in ranked.items():
         rows.append(row(key, "average precision", over(lambda weights, values=values: precision(values, weights)), group, qualifier))
         rows.append(row(key, "AUC", over(lambda weights, values=values: _auc(correct, values, weights)), group, qualifier))
-    chance, size = key | {"attack": "certainty-minus-chance"}, key | {"attack": "certainty-minus-share"}
-    rows.append(row(chance, "average precision", over(lambda weights: precision(score, weights) - np.average(correct, weights=weights)), group))
-    rows.append(row(size, "average precision", over(lambda weights: precision(score, weights) - precision(share, weights)), group))
+    rows.append(row(key, "average precision", over(chance), group, "; control=chance"))
+    for other, of_other in (("chance", chance), ("share", lambda weights: precision(share, weights))):
+        difference = over(lambda weights, of_other=of_other: precision(score, weights) - of_other(weights), DIFFERENCE)
+        rows.append(row(key | {"attack": f"certainty-minus-{other}"}, "average precision", difference, group))
     return rows
 
 

@@ -7,7 +7,7 @@ Intervals are percentile intervals, expanded for few units (Hesterberg 2015, "Wh
 miss the truth in 11 % instead of 5 %, because they are too narrow by sqrt((n - 1) / n) and know no t. BCa's acceleration is ill-determined with so few.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -58,11 +58,12 @@ def bootstrap(values, concepts, seeds, images, replicates=2000, confidence=0.95,
     return _percentile(mean_of_concepts(values, concepts), means, confidence, len(values), unit, len(sizes) if unit == "concepts" else int(sizes.sum()))
 
 
-def bootstrap_statistic(statistic, concepts, images, replicates=2000, confidence=0.95, seed=0):
+def bootstrap_statistic(statistic, concepts, images, replicates=2000, confidence=0.95, seed=0, span=None):
     """Interval of `statistic(weights)`, a function of how often each row `(n,)` was drawn (all ones: the estimate).
 
     Concepts are resampled, or images within concepts below `MINIMUM_CLUSTERS`. The percentile interval is recentred at the estimate, because rows
-    drawn twice bias plug-in statistics such as a mutual information, which the estimate itself has been corrected for.
+    drawn twice bias plug-in statistics such as a mutual information, which the estimate itself has been corrected for. span: least and greatest possible value,
+    which no end may pass.
     """
     names, concept = _codes(concepts)
     by_concept = len(names) >= MINIMUM_CLUSTERS
@@ -77,7 +78,8 @@ def bootstrap_statistic(statistic, concepts, images, replicates=2000, confidence
         for members in strata:
             times[members] = np.bincount(rng.integers(0, len(members), len(members)), minlength=len(members))
         drawn[index] = statistic(times[cluster])
-    return _percentile(estimate, drawn - drawn.mean() + estimate, confidence, len(cluster), "concepts" if by_concept else "images", len(owner))
+    found = _percentile(estimate, drawn - drawn.mean() + estimate, confidence, len(cluster), "concepts" if by_concept else "images", len(owner))
+    return replace(found, low=max(found.low, span[0]), high=min(found.high, span[1])) if span else found
 
 
 def paired_difference(first, second, concepts, seeds, images, **settings):
