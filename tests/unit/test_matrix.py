@@ -151,11 +151,16 @@ def test_rates_need_enough_non_members():
     maker, rng = cell_rows.Rows("defences", "w", OPTIONS), np.random.default_rng(0)
     key = {"system": "defences", "base": "b", "method": "lora", "attack": "lira", "setting": "", "defence": "none"}
 
-    def cells(count):
+    def cells(count, seeds=("0",)):
         labels = np.arange(count) < count // 5
-        return [cell_rows.Cell("b", "0", name, labels, rng.normal(0, 1, count) + 3 * labels, None, None) for name in CONCEPTS]
+        return [
+            cell_rows.Cell("b", seed, name, labels, rng.normal(0, 1, count) + 3 * labels, None, images=np.array([f"{name}-{i}" for i in range(count)]))
+            for name in CONCEPTS
+            for seed in seeds
+        ]
 
     assert cell_rows.low_rates(key, maker, cells(70), defended_scores.RATES) == []  # 448 non-members
+    assert cell_rows.low_rates(key, maker, cells(70, "0123"), defended_scores.RATES) == [], "the same 448 under four models"
     assert [row["metric"] for row in cell_rows.low_rates(key, maker, cells(100), defended_scores.RATES)] == ["TPR@1%FPR"]
     found = {row["metric"]: row["value"] for row in cell_rows.low_rates(key, maker, cells(400), defended_scores.RATES)}
     assert set(found) == {"TPR@1%FPR", "TPR@0.1%FPR"}
@@ -185,10 +190,10 @@ def test_shadows_become_scores_of_every_target(tmp_path):
 
 
 def test_pairs_are_of_the_same_candidates_with_the_same_membership():
-    cell = cell_rows.Cell("b", "0", "p", np.array([1, 1, 1, 0, 0, 0], bool), np.arange(6.0), np.arange(6.0), np.array(list("abcdef")))
-    other = cell_rows.Cell("b", "0", "p", np.array([1, 0, 1, 0, 0], bool), np.arange(5.0) * 10, np.zeros(5), np.array(list("fcbea")[::-1]))
+    cell = cell_rows.Cell("b", "0", "p", np.array([1, 1, 1, 0, 0, 0], bool), np.arange(6.0), np.arange(6.0), images=np.array(list("abcdef")))
+    other = cell_rows.Cell("b", "0", "p", np.array([1, 0, 1, 0, 0], bool), np.arange(5.0) * 10, np.zeros(5), images=np.array(list("fcbea")[::-1]))
     (both,) = defended_scores.paired_cells([cell], [other])  # a, e, b, c, f with membership 1, 0, 1, 0, 0: c differs
-    assert list(both.dose) == ["a", "b", "e", "f"] and list(both.before) == [0, 20, 10, 40] and list(both.tuned) == [0, 1, 4, 5]
+    assert list(both.images) == ["a", "b", "e", "f"] and list(both.before) == [0, 20, 10, 40] and list(both.tuned) == [0, 1, 4, 5]
     assert defended_scores.paired_cells([cell], []) == []
 
 
@@ -305,7 +310,7 @@ def test_few_people_settle_nothing(measured, tmp_path):
 def test_an_interval_of_a_difference_may_reach_below_nothing():
     """With few people intervals are by DeLong; that of a difference of AUCs must not be cut at 0, which would make every rise look certain."""
     rng, labels = np.random.default_rng(1), np.arange(40) < 10
-    cell = cell_rows.Cell("b", "0", "p", labels, rng.normal(0, 1, 40) + 0.1 * labels, rng.normal(0, 1, 40), None)
+    cell = cell_rows.Cell("b", "0", "p", labels, rng.normal(0, 1, 40) + 0.1 * labels, rng.normal(0, 1, 40))
     key = {"system": "defences", "base": "b", "method": "lora", "attack": "loss", "setting": "", "defence": "x-minus-none"}
     row = cell_rows.Rows("defences", "w", OPTIONS).of(key, "AUC", [cell], cell_rows.difference(cell_rows.tuned, cell_rows.before))
     assert row["ci_low"] < 0 < row["ci_high"]

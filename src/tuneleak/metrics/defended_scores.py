@@ -5,7 +5,8 @@ All become one table, a row per (attack, model, candidate): `attack, setting, me
 
 - AUC: mean over concepts (and seeds) of that within a model; intervals as in `tuneleak.metrics.cell_rows`
 - leaked bits: see `tuneleak.metrics.bits`; scores are standardised within a model, thresholds come from other concepts
-- TPR@1%FPR with at least 500 non-members, TPR@0.1%FPR with at least 1,000, from 8 concepts on
+- TPR@1%FPR with at least 500 distinct non-member pictures, TPR@0.1%FPR with at least 1,000, from 8 concepts on: a picture that several models are asked about
+  is one, so the matrix prints these rates only where it has that many pictures
 """
 
 import numpy as np
@@ -113,7 +114,7 @@ def rows(table, options):
 
 
 def cells_of(group):
-    """One cell per model: labels and scores of its candidates, whose names stand in place of doses. `InputError` with fewer than two on a side."""
+    """One cell per model: labels, scores and names of its candidates. `InputError` with fewer than two on a side."""
     cells = []
     for (concept, seed), part in group.sort_values("image_id").groupby(["concept", "seed"], sort=True):
         labels, scores = part.label.to_numpy(bool), part.score.to_numpy(float)
@@ -121,7 +122,7 @@ def cells_of(group):
             if part.attack.iloc[0] in ("lira", "rmia"):
                 continue  # a coin may leave a target with one picture
             raise InputError(f"a model of {concept!r} needs at least two candidates that were in, and two that were not")
-        cells.append(Cell(part.base.iloc[0], seed, concept, labels, scores, scores, part.image_id.to_numpy()))
+        cells.append(Cell(part.base.iloc[0], seed, concept, labels, scores, scores, images=part.image_id.to_numpy()))
     return cells
 
 
@@ -132,11 +133,11 @@ def paired_cells(cells, others):
         other = others.get((cell.domain, cell.seed))
         if other is None:
             continue
-        where = {name: number for number, name in enumerate(other.dose)}
-        keep = [i for i, name in enumerate(cell.dose) if name in where and other.labels[where[name]] == cell.labels[i]]
-        labels, at = cell.labels[keep], [where[cell.dose[i]] for i in keep]
+        where = {name: number for number, name in enumerate(other.images)}
+        keep = [i for i, name in enumerate(cell.images) if name in where and other.labels[where[name]] == cell.labels[i]]
+        labels, at = cell.labels[keep], [where[cell.images[i]] for i in keep]
         if len(keep) and min(labels.sum(), (~labels).sum()) > 1:
-            found.append(Cell(cell.base, cell.seed, cell.domain, labels, cell.tuned[keep], other.tuned[at], cell.dose[keep]))
+            found.append(Cell(cell.base, cell.seed, cell.domain, labels, cell.tuned[keep], other.tuned[at], images=cell.images[keep]))
     return found
 
 
@@ -149,7 +150,7 @@ def _bits(key, cells, options, paired=False):
     concepts = np.concatenate([[cell.domain] * len(cell.labels) for cell in cells]) if cells else np.array([])
     if len(set(concepts)) < 2:
         return []
-    labels, images = (np.concatenate([getattr(cell, name) for cell in cells]) for name in ("labels", "dose"))
+    labels, images = (np.concatenate([getattr(cell, name) for cell in cells]) for name in ("labels", "images"))
     decided = [bits.held_out_decisions(labels, _joined(cells, score), concepts) for score in ((tuned, before) if paired else (tuned,))]
 
     def statistic(weights):
@@ -193,9 +194,9 @@ def _amplified_less(key, pairs, maker):
 
     def statistic(cell):
         other = others[cell.domain, cell.seed]
-        at = {name: number for number, name in enumerate(other.dose)}
-        keep = [i for i, name in enumerate(cell.dose) if name in at and other.labels[at[name]] == cell.labels[i]]
-        theirs = [at[cell.dose[i]] for i in keep]
+        at = {name: number for number, name in enumerate(other.images)}
+        keep = [i for i, name in enumerate(cell.images) if name in at and other.labels[at[name]] == cell.labels[i]]
+        theirs = [at[cell.images[i]] for i in keep]
         scores = [cell.tuned[keep], cell.before[keep], other.tuned[theirs], other.before[theirs]]
         values, covariance = roc.auc_covariance(cell.labels[keep], scores)
         weights = np.array([1.0, -1.0, -1.0, 1.0])
