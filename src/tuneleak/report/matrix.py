@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from tuneleak.report import names, rows, tex
 
-SYSTEM, NONE, MINUS = "defences", "none", "-minus-none"
+SYSTEM, NONE, MINUS, BASE = "defences", "none", "-minus-none", "base"
 # columns in order: attack, the group of attacks that a cell which is not run is told for, own metric, heading
 COLUMNS = (
     ("loss", "membership", "AUC", "loss"),
@@ -23,6 +24,12 @@ COLUMNS = (
     ("weights-spectral-adaptive", "weights-adaptive", "MRR", "weights, adaptive"),
     ("shaken-reference-loss", "shake", "AUC", "Shake-to-Leak"),
 )
+UNCONTROLLED = {  # groups of attacks without the base as a control, and why
+    "shadows": "a coin let pictures in: whoever has no target is at chance",
+    "extraction": "its leaked bits are beyond held-out pictures already",
+    "weights": "its leaked bits are beyond another person's reading already",
+    "weights-adaptive": "its leaked bits are beyond another person's reading already",
+}
 CHANCE = {"AUC": 0.5}  # what a model that leaked nothing would show; of other metrics it is not a constant
 BITS = "leaked bits"
 USE = ("similarity", "caption accuracy", "KID")
@@ -32,11 +39,12 @@ _WORDS = "dpagg"  # how defences are called that release words of a caption: und
 
 @dataclass(frozen=True)
 class Cell:
-    """Rows of the metrics table (named tuples) of one attack under one defence: its own metric, its leaked bits, or why neither is there."""
+    """Rows of the metrics table (named tuples) of one attack under one defence: own metric, leaked bits, both beyond the base's; or why none is there."""
 
     own: object = None
     bits: object = None
     reason: str = ""
+    beyond: tuple = ()
 
     @property
     def text(self):
@@ -49,16 +57,18 @@ class Cell:
         """Everything, for whoever points at it."""
         if self.own is None:
             return f"not run: {self.reason}"
-        parts = [f"{row.metric} {row.value:.3f} [{row.ci_low:.3f}, {row.ci_high:.3f}]" for row in (self.bits, self.own) if row is not None]
+        parts = [f"{row.metric} {row.value:.3f} [{row.ci_low:.3f}, {row.ci_high:.3f}]" for row in (self.bits, self.own, *self.beyond) if row is not None]
         note = f"; interval over {self.own.interval}" if self.own.interval else ""
         return "; ".join(parts) + f"; n = {self.own.n:.0f}{note}"
 
 
 def read(path):
-    """The plain rows of the matrix, and the differences from no defence."""
+    """The plain rows of the matrix, differences from no defence, and what the base alone tells of the undefended models' candidates (as defence `base`)."""
     table = rows.read_metrics(path)
     table = table[table.system == SYSTEM]
-    return table[(table.control == "") & (table.bound == "") & (table.concept == "")]
+    table = table[(table.bound == "") & (table.concept == "")]
+    control = table[(table.control == BASE) & (table.defence == NONE)]
+    return pd.concat([table[table.control == ""], control.assign(defence=BASE)])
 
 
 def methods(table):
@@ -67,7 +77,7 @@ def methods(table):
 
 
 def defences(table, method):
-    """Defences in the order of the table, none first."""
+    """Defences in the order of the table, none first, the base's control last."""
     found = [name for name in dict.fromkeys(table[table.method == method].defence) if name and "-minus-" not in name]
     return [NONE, *(name for name in found if name != NONE)]
 
@@ -92,7 +102,9 @@ def cell(table, method, defence, column):
     attack, group, metric, _ = column
     own, bits = (row_of(table, method, defence, attack, name) for name in (metric, BITS))
     if own is not None:
-        return Cell(own, bits)
+        return Cell(own, bits, beyond=tuple(row_of(table, method, defence, attack, f"{name} minus {BASE}") for name in (BITS, metric)))
+    if defence == BASE:
+        return Cell(reason=UNCONTROLLED.get(group, "not measured"))
     told = table[(table.metric == "not run") & (table.method == method) & (table.defence == defence) & (table.attack == group)]
     return Cell(reason=told.guidance.iloc[0] if len(told) else "not measured")
 

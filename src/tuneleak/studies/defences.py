@@ -27,7 +27,7 @@ from tuneleak.options import (
     Variant,
 )
 
-NONE = "none"
+NONE, BASE = "none", "base"
 AttackGroup = Literal["membership", "extraction", "people", "weights", "weights-adaptive", "shadows", "shake"]
 GROUPS = get_args(AttackGroup)
 
@@ -89,6 +89,8 @@ class Defence(Options):
         if unknown:
             raise ValueError(f"{self.name!r} changes {unknown[0]!r}, which is no knob of fine-tuning")
         FinetuneOptions(**self.change)
+        if self.name == BASE:
+            raise ValueError(f"{BASE!r} is what the control is called; give the defence another name")
         if self.name == NONE and (plain or self.private or self.aggregate):
             raise ValueError(f"{NONE!r} must not change anything: every other defence is compared with it")
         return self
