@@ -415,6 +415,18 @@ def test_what_does_not_fit_together_is_refused(changes, says):
         study(**changes)
 
 
+def test_members_of_imported_pictures_are_drawn_by_the_coin():
+    """The first files of a larger pool are no random choice; the paper preset trains on all of a pool that a coin drew."""
+    values = copy.deepcopy(SHIPPED)
+    source = next(item for item in values["images"] if item["name"] == "private-identities")
+    source |= {"kind": "folder", "path": "data/people", "options": {"train_per_concept": 6, "tune_concepts": 8}}
+    assert config.load(values).defences.recipes[0].images_per_concept == 6
+    for pool in ({"train_per_concept": 20}, {"published_split": True, "train_per_concept": 6}, {}):
+        with pytest.raises(InputError, match="must be images_per_concept of every recipe"):
+            config.load(values | {"images": [item | ({"options": pool} if item["name"] == source["name"] else {}) for item in values["images"]]})
+    budget.load(ROOT / "config.yaml", ROOT / "workflow/presets/paper.yaml")
+
+
 def test_every_cell_is_run_or_says_why():
     full = budget.load(ROOT / "config.yaml", ROOT / "workflow/presets/full.yaml").defences
     for recipe in full.recipes:
