@@ -12,7 +12,7 @@ from scipy import stats
 from tuneleak import budget, config
 from tuneleak.errors import InputError
 from tuneleak.metrics import bits, cell_rows, defences, defended_scores, defended_use, roc
-from tuneleak.report import figures_defences, matrix, practice, rows
+from tuneleak.report import figures_defences, matrix, practice, rows, tex
 from tuneleak.studies.defences import GROUPS, DefenceEvaluateOptions, Missing
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -345,9 +345,25 @@ def test_figures_tables_and_summary(measured, tmp_path):
     assert "person" not in summary.partition("## What a promise")[0]  # was not measured: nothing is said
     accounts = (tmp_path / "tables/defences_accounting.tex").read_text()
     assert "93.3" in accounts and "341.5" in accounts and "DPGM claims 10" in accounts
-    assert "dp-1 & 1" in (tmp_path / "tables/defences_matrix.tex").read_text()
+    table = (tmp_path / "tables/defences_matrix.tex").read_text()
+    assert "dp-1 & 1" in table and r"\textsuperscript{a}\,likeness kept is counted from the base's; \textsuperscript{b}\,its leaked bits are beyond" in table
+    assert r"base &  & --\textsuperscript{a} & " in table
     ranked = (tmp_path / "tables/defences_rankings.tex").read_text()
     assert ranked.index("FineXtract") < ranked.index("loss, reference") and "over places" in ranked  # two bits of four factors against one of a coin
+    assert ranked.count(r"--\textsuperscript") == 3 and "one base and one world" in ranked and "one seed" in ranked and "fewer than three defences" in ranked
+
+
+def test_every_empty_cell_has_a_reason(measured, tmp_path):
+    """A column that one defence alone has: of the other the reason is told; a cell that nobody accounts for says at least that it was not measured."""
+    text = pd.read_csv(measured, keep_default_na=False, dtype=str)
+    ours = text[(text.attack == "reference-loss") & (text.defence == "none") & text.metric.isin(["AUC", "leaked bits"]) & ~text.setting.str.contains("control")]
+    more = [ours.assign(attack=attack, metric=ours.metric.replace("AUC", own)) for attack, own in (("weights-spectral", "MRR"), ("pia", "AUC"))]
+    text = text[(text.metric != "similarity kept")]
+    pd.concat([text, *more]).to_csv(tmp_path / "more.csv", index=False)
+    table = matrix.tex_table(matrix.read(tmp_path / "more.csv"))
+    for reason in ("words are released and no LoRA", "not measured", "fine-tuning gave no likeness that a defence could keep", "another person's reading"):
+        assert table.count(reason) == 1
+    assert "--" not in table.replace(r"--\textsuperscript", "") and tex.MISSING not in table
 
 
 def test_nothing_is_said_of_what_is_inconclusive(measured, tmp_path):

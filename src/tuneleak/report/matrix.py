@@ -124,17 +124,30 @@ def kept(table, method, defence, column):
 
 def tex_table(table):
     """TeX tabular: a block per method, a row per defence; leaked bits with intervals where they are known (own metric in brackets otherwise), and
-    likeness kept."""
-    shown = columns(table)
+    likeness kept. Below it stands why cells are empty."""
+    shown, notes = columns(table), tex.Notes()
     turned = [rf"\rotatebox{{60}}{{{tex.escape(name)}}}" for name in ("likeness kept", *(column[3] for column in shown))]
     head, body = [["defence", r"$\varepsilon$", *turned]], []
     for method in methods(table):
         body.append(tex.heading(tex.escape(names.method_name(method)), len(shown) + 3))
         for defence in defences(table, method):
             epsilon, use = row_of(table, method, defence, "", "epsilon"), row_of(table, method, defence, "", "similarity kept")
-            cells = [_tex_cell(cell(table, method, defence, column)) for column in shown]
-            body.append([tex.escape(defence), "" if epsilon is None else f"{epsilon.value:.3g}", _stacked(use), *cells])
-    return tex.tabular("@{}lrl" + "l" * len(shown) + "@{}", head, body or [[tex.MISSING] * (len(shown) + 3)])
+            kept_ = notes.mark(no_likeness(table, method, defence)) if use is None else _stacked(use)
+            cells = [_tex_cell(cell(table, method, defence, column), notes) for column in shown]
+            body.append([tex.escape(defence), "" if epsilon is None else f"{epsilon.value:.3g}", kept_, *cells])
+    return tex.tabular("@{}lrl" + "l" * len(shown) + "@{}", head, body or [[tex.MISSING] * (len(shown) + 3)]) + notes.below()
+
+
+def no_likeness(table, method, defence):
+    """Why a defence has no likeness kept."""
+    if defence == BASE:
+        return "likeness kept is counted from the base's"
+    mine = table[(table.method == method) & (table.attack == "")]
+    if "similarity" not in set(mine.metric):
+        return "likeness was not measured"
+    if "similarity kept" in set(mine.metric):
+        return "likeness was not measured of every model of this defence"
+    return "fine-tuning gave no likeness that a defence could keep"
 
 
 TAUS = ("attacks", "seeds", "places")
@@ -143,18 +156,31 @@ TAUS = ("attacks", "seeds", "places")
 def rankings_table(table):
     """TeX tabular, a row per method: attacks by what they learn of undefended models, most leaked bits first, and Kendall's tau of rankings of defences."""
     head = [["method", "attacks, by leaked bits without a defence", *(f"over {name}" for name in TAUS)]]
-    body = []
+    body, notes = [], tex.Notes()
     for method in methods(table):
         cells = [(column[3], cell(table, method, NONE, column).bits) for column in columns(table)]
         order = sorted([(name, bits.value) for name, bits in cells if bits is not None], key=lambda pair: -pair[1])
-        taus = [_number(row_of(table, method, "", "all", f"Kendall tau over {name}")) for name in TAUS]
+        found = {name: row_of(table, method, "", "all", f"Kendall tau over {name}") for name in TAUS}
+        taus = [notes.mark(no_tau(table, method, name)) if row is None else _number(row) for name, row in found.items()]
         body.append([tex.escape(names.method_name(method)), ", ".join(f"{tex.escape(name)} {tex.number(value, 2)}" for name, value in order), *taus])
-    return tex.tabular(r"@{}lp{.45\textwidth}lll@{}", head, body or [[tex.MISSING] * (len(TAUS) + 2)])
+    return tex.tabular(r"@{}lp{.45\textwidth}lll@{}", head, body or [[tex.MISSING] * (len(TAUS) + 2)]) + notes.below()
 
 
-def _tex_cell(found):
+def no_tau(table, method, over):
+    """Why rankings of defences are not compared over attacks, seeds or places (bases and worlds)."""
+    mine = table[(table.method == method) & (table.defence == NONE) & table.metric.isin(["AUC", "AS", "MRR"])]
+    if over == "places" and len(mine[["world", "base"]].drop_duplicates()) < 2:
+        return "this run has one base and one world"
+    if over == "seeds" and not mine[~mine.attack.isin(["lira", "rmia"])].seeds.str.contains(";").any():
+        return "every concept is fine-tuned with one seed"
+    if len([name for name in defences(table, method) if name != BASE]) < 3:
+        return "fewer than three defences cannot be ranked otherwise"
+    return "too few models have been asked by every attack under every defence"
+
+
+def _tex_cell(found, notes):
     if found.own is None:
-        return tex.NOT_RECORDED
+        return notes.mark(found.reason)
     return _stacked(found.bits) if found.bits is not None else _stacked(found.own, "(", ")")
 
 
@@ -181,7 +207,7 @@ def html(table):
         )
         for defence in defences(table, method):
             use = row_of(table, method, defence, "", "similarity kept")
-            told = "" if use is None else f"similarity kept {use.value:.3f} [{use.ci_low:.3f}, {use.ci_high:.3f}]"
+            told = no_likeness(table, method, defence) if use is None else f"similarity kept {use.value:.3f} [{use.ci_low:.3f}, {use.ci_high:.3f}]"
             line = [f"<tr><th>{escape(defence)}<td title='{escape(told)}'>{'' if use is None else f'{use.value:.2f}'}"]
             for column in shown:
                 found, share = cell(table, method, defence, column), kept(table, method, defence, column)
