@@ -13,7 +13,7 @@ from tuneleak import budget, config
 from tuneleak.errors import InputError
 from tuneleak.metrics import bits, cell_rows, defences, defended_scores, defended_use, roc
 from tuneleak.report import figures_defences, matrix, practice, rows, tex
-from tuneleak.studies.defences import GROUPS, DefenceEvaluateOptions, Missing
+from tuneleak.studies.defences import GROUPS, DefenceEvaluateOptions, Further, Missing
 
 ROOT = Path(__file__).resolve().parents[2]
 CONCEPTS, SHIFT = [f"p{i}" for i in range(8)], {"none": 2.0, "dp-1": 0.0}
@@ -443,6 +443,10 @@ def study(**changes):
         ({"recipes": [{"method": "lora", "rank": 16}]}, "expect its recipe and base; rank"),
         ({"recipes": [{"method": "textual-inversion"}]}, "about lora and dreambooth"),
         ({"shake": {"defences": ["nobody"]}}, "'nobody' is none of the defences"),
+        ({"further": {"bases": ["H1"]}}, "the base of 'identities' itself"),
+        ({"further": {"bases": ["nobody"]}}, "must be listed in `bases`"),
+        ({"further": {"bases": ["H1-twin", "H1-twin"]}}, "listed twice"),
+        ({"further": {"bases": ["H1-twin"]}, "attacks": ["extraction"]}, "'membership' is not among `attacks`"),
         ({"conditions": ["none"]}, "`known` must be among them"),
     ],
 )
@@ -457,10 +461,11 @@ def test_members_of_imported_pictures_are_drawn_by_the_coin():
     source = next(item for item in values["images"] if item["name"] == "private-identities")
     source |= {"kind": "folder", "path": "data/people", "options": {"train_per_concept": 6, "tune_concepts": 8}}
     assert config.load(values).defences.recipes[0].images_per_concept == 6
-    for pool in ({"train_per_concept": 20}, {"published_split": True, "train_per_concept": 6}, {}):
+    for pool in ({"train_per_concept": 20}, {"published_split": True, "train_per_concept": 6}):
         with pytest.raises(InputError, match="must be images_per_concept of every recipe"):
             config.load(values | {"images": [item | ({"options": pool} if item["name"] == source["name"] else {}) for item in values["images"]]})
-    budget.load(ROOT / "config.yaml", ROOT / "workflow/presets/paper.yaml")
+    for overlays in ((), ("overlays/paper-one.yaml",), ("overlays/dp-pairs.yaml",)):
+        budget.load(ROOT / "config.yaml", [ROOT / "workflow" / name for name in ("presets/paper.yaml", *overlays)])
 
 
 def test_every_cell_is_run_or_says_why():
@@ -472,6 +477,29 @@ def test_every_cell_is_run_or_says_why():
     assert full.reason("lora", "dpagg-1", "weights") and full.reason("lora", "dp-1", "shadows") and not full.reason("lora", "int8", "shadows")
     assert full.shake_options("lora").recipe.rank == 4 and full.shake_options("lora").defences == ["none", "dp-1", "dp-10", "dp-100"]
     assert full.shake_options("dreambooth").recipe.method == "dreambooth"
+
+
+def test_further_bases_have_the_shards_after_the_worlds_own():
+    full = budget.load(ROOT / "config.yaml", ROOT / "workflow/presets/full.yaml").defences
+    twin = full.model_copy(update={"further": Further(bases=["H1-twin"])})
+    assert [twin.place(shard) for shard in (0, 3, 4, 7)] == [
+        ("identities", "", 0, 2), ("identities", "", 6, 8), ("identities@H1-twin", "H1-twin", 0, 2), ("identities@H1-twin", "H1-twin", 6, 8),
+    ]  # fmt: skip
+    corner, more = budget.load(ROOT / "config.yaml"), study(further={"bases": ["H1-twin"], "attacks": ["membership"]})
+    (row,), (other,) = budget.matrix_rows(corner), budget.matrix_rows(more)
+    assert other["models"] - row["models"] == 20 and other["training"] - row["training"] == 3 * 4 * (2 * 78 * 4 + 40 * 6 * 8 + 20 * 6 * 4)
+    assert other["sampling"] - row["sampling"] == (20 + 4) * 60 * 18
+
+
+def test_a_further_base_gives_rankings_and_no_cell(measured, tmp_path):
+    """Its rows stand under a world of its own, and every cell is still that of the matrix's own base."""
+    text = pd.read_csv(measured, keep_default_na=False, dtype=str)
+    there = text[text.metric == "AUC"].assign(world="w@c", base="c", value="0.123")
+    tau = {"attack": "all", "defence": "", "setting": "", "metric": "Kendall tau over places", "value": "0.5"}
+    places = text[text.metric == "AUC"][:1].assign(world="w;w@c", base="b;c", **tau)
+    pd.concat([there, text, places]).to_csv(tmp_path / "two.csv", index=False)
+    table = matrix.read(tmp_path / "two.csv")
+    assert not (table.value == 0.123).any() and ".50" in matrix.rankings_table(table) and "one base" not in matrix.rankings_table(table)
 
 
 def test_who_knows_the_defence_adapts_to_it():

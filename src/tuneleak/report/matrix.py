@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from tuneleak.report import names, rows, tex
+from tuneleak.studies.defences import AT
 
 SYSTEM, NONE, MINUS, BASE = "defences", "none", "-minus-none", "base"
 # columns in order: attack, the group of attacks that a cell which is not run is told for, own metric, heading
@@ -63,10 +64,12 @@ class Cell:
 
 
 def read(path):
-    """The plain rows of the matrix, differences from no defence, and what the base alone tells of the undefended models' candidates (as defence `base`)."""
+    """The plain rows of the matrix on its own base, differences from no defence, and what that base alone tells of the undefended models' candidates (as
+    defence `base`). Of further bases, whose worlds have an `@`, the rankings over bases alone."""
     table = rows.read_metrics(path)
     table = table[table.system == SYSTEM]
-    table = table[(table.bound == "") & (table.concept == "")]
+    over = table.world.str.contains(";")  # rankings over places
+    table = table[(table.bound == "") & (table.concept == "") & (over | ~table.world.str.contains(AT))]
     control = table[(table.control == BASE) & (table.defence == NONE)]
     return pd.concat([table[table.control == ""], control.assign(defence=BASE)])
 
@@ -169,8 +172,8 @@ def rankings_table(table):
 def no_tau(table, method, over):
     """Why rankings of defences are not compared over attacks, seeds or places (bases and worlds)."""
     mine = table[(table.method == method) & (table.defence == NONE) & table.metric.isin(["AUC", "AS", "MRR"])]
-    if over == "places" and len(mine[["world", "base"]].drop_duplicates()) < 2:
-        return "this run has one base and one world"
+    if over == "places" and not table.world.str.contains(";").any():
+        return "this run has one base and one world (defences.further.bases adds bases)"
     if over == "seeds" and not mine[~mine.attack.isin(["lira", "rmia"])].seeds.str.contains(";").any():
         return "every concept is fine-tuned with one seed"
     if len([name for name in defences(table, method) if name != BASE]) < 3:
