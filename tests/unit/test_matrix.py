@@ -1,6 +1,7 @@
 """The matrix: its evaluation on made-up scores with known answers, planes and rankings, what is drawn and said of it, and its configuration."""
 
 import copy
+import re
 from pathlib import Path
 
 import numpy as np
@@ -340,7 +341,9 @@ def test_figures_tables_and_summary(measured, tmp_path):
     page = (tmp_path / "figures/matrix.html").read_text()
     assert "title='not run: its leaked bits are beyond held-out pictures already'" in page and "not measured" not in page
     auc = one(measured, attack="reference-loss", defence="none", metric="AUC")
-    assert f"AUC {auc.value:.3f} [{auc.ci_low:.3f}, {auc.ci_high:.3f}]" in page and "<script" not in page
+    assert f"AUC {auc.value:.3f} [{auc.ci_low:.3f}, {auc.ci_high:.3f}]" in page and "<script" not in page and "; setting w=3" in page
+    hovered = re.findall(r"title='([^']*)' style", page.replace("&#x27;", ""))
+    assert hovered and all("not run: " in told or ("leaked bits " in told and told.count("[") > 1) for told in hovered)
     summary = (tmp_path / "figures/summary.md").read_text()
     assert "AUC 0.9" in summary and "dp-1 costs likeness" in summary and "`system='defences'" in summary
     assert "person" not in summary.partition("## What a promise")[0]  # was not measured: nothing is said
@@ -477,6 +480,17 @@ def test_every_cell_is_run_or_says_why():
     assert full.reason("lora", "dpagg-1", "weights") and full.reason("lora", "dp-1", "shadows") and not full.reason("lora", "int8", "shadows")
     assert full.shake_options("lora").recipe.rank == 4 and full.shake_options("lora").defences == ["none", "dp-1", "dp-10", "dp-100"]
     assert full.shake_options("dreambooth").recipe.method == "dreambooth"
+
+
+def test_the_guidance_was_chosen_for_the_recipe_that_the_paper_says():
+    """Of DreamBooth in the full preset the same recipe but for its seeds; of LoRAs another."""
+    full = budget.load(ROOT / "config.yaml", ROOT / "workflow/presets/full.yaml")
+    tuned = {item.options.method: item.options for item in full.finetune if item.world == full.defences.world}
+    differ = {
+        recipe.method: {name for name in type(recipe).model_fields if name != "seeds" and getattr(recipe, name) != getattr(tuned[recipe.method], name)}
+        for recipe in full.defences.recipes
+    }
+    assert differ == {"lora": {"steps_per_image", "lr", "rank", "alpha", "target_modules"}, "dreambooth": set()}
 
 
 def test_further_bases_have_the_shards_after_the_worlds_own():

@@ -40,6 +40,7 @@ def matrix_training(wildcards):
 
 
 def matrix_extraction(wildcards):
+    """The guidance frozen in finextract.guidance for the method: chosen without a defence, and for LoRAs on another recipe (that of `finetune`)."""
     knobs = study.finextract
     return as_json(
         ExtractionOptions(

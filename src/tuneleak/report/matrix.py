@@ -60,7 +60,8 @@ class Cell:
             return f"not run: {self.reason}"
         parts = [f"{row.metric} {row.value:.3f} [{row.ci_low:.3f}, {row.ci_high:.3f}]" for row in (self.bits, self.own, *self.beyond) if row is not None]
         note = f"; interval over {self.own.interval}" if self.own.interval else ""
-        return "; ".join(parts) + f"; n = {self.own.n:.0f}{note}"
+        setting = f"; setting {self.own.guidance}" if self.own.guidance else ""
+        return "; ".join(parts) + f"; n = {self.own.n:.0f}{note}{setting}"
 
 
 def read(path):
