@@ -200,9 +200,16 @@ def matrix_rows(study):
                 key = options.model_dump_json()
                 changes["training"] += 0 if key in trained else models * _trained_once(options) * options.steps_per_image
                 trained.add(key)
+        released = changes["training"]
         changes["sampling"] = models * sum(_of_attack(study, matrix, method, size, attack) * len(matrix.run(method, attack)) for attack in matrix.attacks)
         use, pictures = matrix.utility, study.population.private_heldout + size
         changes["sampling"] += (changes["models"] + matrix.concepts) * (2 * use.steps * (use.generations + use.obedience) + use.noise_levels * pictures)
+        there = [(attack, _of_attack(study, matrix, method, size, attack)) for attack in matrix.further.attacks]
+        for _ in matrix.further.bases:  # the same models once more, without shadows and use
+            for name, again in (("models", len(matrix.of_method(method)) * models), ("training", released)):
+                changes[name] += again
+            changes["sampling"] += models * sum(calls * len(matrix.run(method, attack)) for attack, calls in there)
+            changes["sampling"] += matrix.concepts * _scored(study, matrix.membership) * ("membership" in matrix.further.attacks)
         if "membership" in matrix.attacks:  # the base, once
             changes["sampling"] += matrix.concepts * _scored(study, matrix.membership)
         if matrix.run(method, "shadows"):

@@ -208,6 +208,16 @@ class Config(Options):
         world = next((world for world in self.worlds if world.name == matrix.world), None)
         if world is None or matrix.concepts > world.test_concepts:
             raise ValueError(f"defences: `worlds` must list {matrix.world!r} with at least {matrix.concepts} test concepts")
+        for base in matrix.further.bases:
+            if base == world.base or base not in {item.name for item in self.bases}:
+                raise ValueError(f"defences.further.bases: {base!r} must be listed in `bases`, and not be {world.base!r}, the base of {world.name!r} itself")
+        pictures = next((source for source in self.images if source.name == world.images), None)
+        if pictures and pictures.kind != "population":
+            published, pool = pictures.options.published_split, pictures.options.train_per_concept
+            # a set without held-outs (0) is refused by the attacks themselves
+            if published or (pool and any(recipe.images_per_concept != pool for recipe in matrix.recipes)):
+                told = "or members are the first files of the pool, and membership shows in whatever files are named by"
+                raise ValueError(f"defences: train_per_concept of the image set {pictures.name!r} must be images_per_concept of every recipe, {told}")
         frozen = {(item.world, item.method, item.attack) for item in self.finextract.guidance}
         encoders = {plan.name for plan in weights.encoders}
         for recipe in matrix.recipes:

@@ -1,6 +1,7 @@
 """The matrix: its evaluation on made-up scores with known answers, planes and rankings, what is drawn and said of it, and its configuration."""
 
 import copy
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,8 @@ from scipy import stats
 from tuneleak import budget, config
 from tuneleak.errors import InputError
 from tuneleak.metrics import bits, cell_rows, defences, defended_scores, defended_use, roc
-from tuneleak.report import figures_defences, matrix, practice, rows
-from tuneleak.studies.defences import GROUPS, DefenceEvaluateOptions, Missing
+from tuneleak.report import figures_defences, matrix, practice, rows, tex
+from tuneleak.studies.defences import GROUPS, DefenceEvaluateOptions, Further, Missing
 
 ROOT = Path(__file__).resolve().parents[2]
 CONCEPTS, SHIFT = [f"p{i}" for i in range(8)], {"none": 2.0, "dp-1": 0.0}
@@ -47,7 +48,8 @@ def utility(folder):
     for number, concept in enumerate(CONCEPTS):
         for name, value in (("none", 0.5), ("dp-1", 0.2)):
             told = {"model_id": f"{concept}-{name}", "concept": concept, "defence": name, **MODEL}
-            parts.append(told | {"similarity_heldout": value + 0.01 * (number % 3), "kid_heldout": 0.2, "loss_heldout": 0.05, "caption_accuracy": 0.5})
+            liked = value + 0.01 * (number % 3) * (1 + (name == "none"))
+            parts.append(told | {"similarity_heldout": liked, "kid_heldout": 0.2, "loss_heldout": 0.05, "caption_accuracy": 0.5})
     path = folder / "utility.csv"
     pd.DataFrame(parts).to_csv(path, index=False)
     return path
@@ -108,6 +110,63 @@ def test_scores_and_their_differences(measured):
     assert one(measured, attack="reference-loss", defence="dp-1-minus-none", metric="leaked bits").ci_high < 0
 
 
+def control(path, **select):
+    """The single row of the base's control."""
+    table = rows.read_metrics(path)
+    (row,) = table[(table.control == "base") & np.logical_and.reduce([table[name] == value for name, value in select.items()])].itertuples()
+    return row
+
+
+def test_the_base_alone_is_the_control(measured):
+    """It saw nobody, so its own AUC is .5; behind the plain loss it hides the rest, so that the target adds what the plain loss shows."""
+    alone = control(measured, attack="loss", defence="none", metric="AUC")
+    assert alone.ci_low < 0.5 < alone.ci_high and alone.value == control(measured, attack="reference-loss", defence="dp-1", metric="AUC").value
+    assert abs(control(measured, attack="loss", defence="none", metric="leaked bits").value) < 0.03
+    for attack, defence in (("loss", "none"), ("reference-loss", "none"), ("loss", "dp-1")):
+        own, beyond = (one(measured, attack=attack, defence=defence, metric=metric) for metric in ("AUC", "AUC minus base"))
+        assert beyond.value == pytest.approx(own.value - alone.value, abs=1e-5)
+        assert beyond.ci_low > 0.1 if defence == "none" else abs(beyond.value) < 0.02
+    assert one(measured, attack="reference-loss", defence="none", metric="leaked bits minus base").ci_low > 0.2
+
+
+def test_a_base_that_knows_the_members_is_found_out(tmp_path):
+    """Members that the base already likes (a split by anything but a coin): the plain loss sees them, and beyond the base there is nothing."""
+    table = pd.read_csv(scores(tmp_path, np.random.default_rng(0)), keep_default_na=False)
+    table = table[table.defence.isin(["", "dp-1"])]
+    table.score += 6.0 * (table.image_id.str.partition("-")[2].astype(int) < 20)
+    table.to_csv(tmp_path / "liked.csv", index=False)
+    found = defended_scores.rows(defended_scores.read(membership=[tmp_path / "liked.csv"]), OPTIONS)
+    plain = {(row["metric"], "control" in row["setting"]): row for row in found if row["attack"] == "loss"}
+    assert plain["AUC", False]["ci_low"] > 0.7 and plain["AUC", True]["ci_low"] > 0.7
+    assert plain["AUC minus base", False]["ci_low"] < 0.02 and plain["AUC minus base", False]["value"] < 0.02
+
+
+def test_people_have_the_control_and_coins_need_none(tmp_path):
+    """Photographs of the person are drawn better by the base already: its own loss tells so. Losses of shadows come without a base."""
+    rng, parts = np.random.default_rng(0), []
+    for concept in CONCEPTS:
+        for role, loss in (("other", 0.5), ("stranger", 1.0)):
+            told = {"model_id": concept, **MODEL, "concept": concept, "defence": "none", "caption": "none", "person": role, "role": role}
+            before = loss + rng.normal(0, 0.1, 20)
+            parts.append(pd.DataFrame(told | {"image_id": [f"{concept}-{role}-{i}" for i in range(20)], "base_loss": before, "tuned_loss": before - 0.1}))
+    pd.concat(parts).to_csv(tmp_path / "people.csv", index=False)
+    found = {(row["metric"], "control=base" in row["setting"]): row["value"] for row in
+             defended_scores.rows(defended_scores.read(people=[tmp_path / "people.csv"]), OPTIONS)}  # fmt: skip
+    assert found["AUC", True] > 0.95 and found["AUC minus base", False] == pytest.approx(found["AUC", False] - found["AUC", True])
+
+
+def test_the_base_is_a_row_of_its_own(measured):
+    """Of every attack that has the control; of others the row says why not. Defences and advice are not about it."""
+    table = matrix.read(measured)
+    assert matrix.defences(table, "lora") == ["none", "dp-1", "base"]
+    shown = {column[0]: matrix.cell(table, "lora", "base", column) for column in matrix.COLUMNS}
+    assert shown["loss"].own.value == control(measured, attack="loss", defence="none", metric="AUC").value and shown["loss"].bits is not None
+    assert "held-out" in shown["finextract"].told and "coin" in shown["lira"].told and "another person" in shown["weights-spectral"].told
+    none = matrix.cell(table, "lora", "none", next(column for column in matrix.COLUMNS if column[0] == "loss"))
+    assert "AUC minus base 0.1" in none.told and "leaked bits minus base 0.0" in none.told
+    assert not any(item.row.defence == "base" for _, said in practice.sentences(table) for item in said)
+
+
 def test_extraction_and_captions(measured):
     assert one(measured, attack="finextract", defence="none", metric="AS", control="").value == pytest.approx(0.7, abs=0.01)
     less = one(measured, attack="finextract-no-caption", defence="dp-1-minus-none", metric="AS")
@@ -118,7 +177,7 @@ def test_extraction_and_captions(measured):
 
 def test_use_planes_and_rankings(measured):
     assert one(measured, attack="", defence="dp-1", metric="similarity kept").value == pytest.approx(0.25, abs=0.02)
-    assert one(measured, attack="", defence="dp-1-minus-none", metric="similarity").value == pytest.approx(-0.3)
+    assert one(measured, attack="", defence="dp-1-minus-none", metric="similarity").value == pytest.approx(-0.309, abs=0.001)
     for name in ("none", "dp-1"):  # one leaks less, the other is of more use: both are on the front
         assert one(measured, attack="reference-loss", defence=name, metric="Pareto frequency").value > 0.99
     best = one(measured, attack="reference-loss", defence="best-at-kept-utility-minus-none", metric="AUC")
@@ -151,14 +210,22 @@ def test_rates_need_enough_non_members():
     maker, rng = cell_rows.Rows("defences", "w", OPTIONS), np.random.default_rng(0)
     key = {"system": "defences", "base": "b", "method": "lora", "attack": "lira", "setting": "", "defence": "none"}
 
-    def cells(count):
+    def cells(count, seeds=("0",)):
         labels = np.arange(count) < count // 5
-        return [cell_rows.Cell("b", "0", name, labels, rng.normal(0, 1, count) + 3 * labels, None, None) for name in CONCEPTS]
+        return [
+            cell_rows.Cell("b", seed, name, labels, rng.normal(0, 1, count) + 3 * labels, None, images=np.array([f"{name}-{i}" for i in range(count)]))
+            for name in CONCEPTS
+            for seed in seeds
+        ]
 
     assert cell_rows.low_rates(key, maker, cells(70), defended_scores.RATES) == []  # 448 non-members
+    assert cell_rows.low_rates(key, maker, cells(70, "0123"), defended_scores.RATES) == [], "the same 448 under four models"
     assert [row["metric"] for row in cell_rows.low_rates(key, maker, cells(100), defended_scores.RATES)] == ["TPR@1%FPR"]
     found = {row["metric"]: row["value"] for row in cell_rows.low_rates(key, maker, cells(400), defended_scores.RATES)}
     assert set(found) == {"TPR@1%FPR", "TPR@0.1%FPR"}
+    full = budget.load(ROOT / "config.yaml", ROOT / "workflow/presets/full.yaml")  # of which the paper says that it has too few
+    pictures, recipe = full.population.private_pool + full.population.private_heldout, full.defences.recipes[0]
+    assert max((pictures - recipe.images_per_concept), full.population.private_pool) * full.defences.concepts < defended_scores.RATES[0][1]
     assert found["TPR@1%FPR"] == pytest.approx(stats.norm.sf(stats.norm.isf(0.01) - 3), abs=0.12) and found["TPR@0.1%FPR"] < found["TPR@1%FPR"]
 
 
@@ -181,14 +248,15 @@ def test_shadows_become_scores_of_every_target(tmp_path):
         mine = table[table.attack == attack]
         assert roc.auc(mine.score[mine.label.astype(bool)], mine.score[~mine.label.astype(bool)]) > least
     made = {(row["attack"], row["metric"]): row for row in defended_scores.rows(table, OPTIONS)}
+    assert not any("control" in row["setting"] or "minus base" in row["metric"] for row in made.values())
     assert made["lira", "AUC"]["value"] > 0.9 and ("rmia", "leaked bits") not in made  # one concept leaves none to set the threshold on
 
 
 def test_pairs_are_of_the_same_candidates_with_the_same_membership():
-    cell = cell_rows.Cell("b", "0", "p", np.array([1, 1, 1, 0, 0, 0], bool), np.arange(6.0), np.arange(6.0), np.array(list("abcdef")))
-    other = cell_rows.Cell("b", "0", "p", np.array([1, 0, 1, 0, 0], bool), np.arange(5.0) * 10, np.zeros(5), np.array(list("fcbea")[::-1]))
+    cell = cell_rows.Cell("b", "0", "p", np.array([1, 1, 1, 0, 0, 0], bool), np.arange(6.0), np.arange(6.0), images=np.array(list("abcdef")))
+    other = cell_rows.Cell("b", "0", "p", np.array([1, 0, 1, 0, 0], bool), np.arange(5.0) * 10, np.zeros(5), images=np.array(list("fcbea")[::-1]))
     (both,) = defended_scores.paired_cells([cell], [other])  # a, e, b, c, f with membership 1, 0, 1, 0, 0: c differs
-    assert list(both.dose) == ["a", "b", "e", "f"] and list(both.before) == [0, 20, 10, 40] and list(both.tuned) == [0, 1, 4, 5]
+    assert list(both.images) == ["a", "b", "e", "f"] and list(both.before) == [0, 20, 10, 40] and list(both.tuned) == [0, 1, 4, 5]
     assert defended_scores.paired_cells([cell], []) == []
 
 
@@ -236,7 +304,7 @@ def test_what_shaking_adds_is_told_of_each_base_apart():
             label, noise = np.arange(60) < 30, rng.normal(0, 1, 60)
             for defence, less in (("none", 1.0), ("dp-1", 0.0)):
                 told = MODEL | {"base": base, "concept": concept, "defence": defence, "setting": "t=50", "label": label}
-                told |= {"image_id": [f"{concept}-{i}" for i in range(60)]}
+                told |= {"image_id": [f"{concept}-{i}" for i in range(60)], "base_score": np.nan}
                 parts += [pd.DataFrame(told | {"attack": "loss", "score": noise + 1.5 * label})]
                 parts += [pd.DataFrame(told | {"attack": "shaken-loss", "score": noise + (1.5 + gain * less) * label})]
     table = pd.concat(parts, ignore_index=True)
@@ -271,17 +339,35 @@ def test_figures_tables_and_summary(measured, tmp_path):
     for name in ("matrix", "planes", "budgets"):
         assert (tmp_path / f"figures/{name}.png").read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "figures/matrix.html").read_text()
-    assert "title='not run: " not in page or "words are released" in page
+    assert "title='not run: its leaked bits are beyond held-out pictures already'" in page and "not measured" not in page
     auc = one(measured, attack="reference-loss", defence="none", metric="AUC")
-    assert f"AUC {auc.value:.3f} [{auc.ci_low:.3f}, {auc.ci_high:.3f}]" in page and "<script" not in page
+    assert f"AUC {auc.value:.3f} [{auc.ci_low:.3f}, {auc.ci_high:.3f}]" in page and "<script" not in page and "; setting w=3" in page
+    hovered = re.findall(r"title='([^']*)' style", page.replace("&#x27;", ""))
+    assert hovered and all("not run: " in told or ("leaked bits " in told and told.count("[") > 1) for told in hovered)
     summary = (tmp_path / "figures/summary.md").read_text()
     assert "AUC 0.9" in summary and "dp-1 costs likeness" in summary and "`system='defences'" in summary
     assert "person" not in summary.partition("## What a promise")[0]  # was not measured: nothing is said
     accounts = (tmp_path / "tables/defences_accounting.tex").read_text()
     assert "93.3" in accounts and "341.5" in accounts and "DPGM claims 10" in accounts
-    assert "dp-1 & 1" in (tmp_path / "tables/defences_matrix.tex").read_text()
+    table = (tmp_path / "tables/defences_matrix.tex").read_text()
+    assert "dp-1 & 1" in table and r"\textsuperscript{a}\,likeness kept is counted from the base's; \textsuperscript{b}\,its leaked bits are beyond" in table
+    assert r"base &  & --\textsuperscript{a} & " in table
     ranked = (tmp_path / "tables/defences_rankings.tex").read_text()
     assert ranked.index("FineXtract") < ranked.index("loss, reference") and "over places" in ranked  # two bits of four factors against one of a coin
+    assert ranked.count(r"--\textsuperscript") == 3 and "one base and one world" in ranked and "one seed" in ranked and "fewer than three defences" in ranked
+
+
+def test_every_empty_cell_has_a_reason(measured, tmp_path):
+    """A column that one defence alone has: of the other the reason is told; a cell that nobody accounts for says at least that it was not measured."""
+    text = pd.read_csv(measured, keep_default_na=False, dtype=str)
+    ours = text[(text.attack == "reference-loss") & (text.defence == "none") & text.metric.isin(["AUC", "leaked bits"]) & ~text.setting.str.contains("control")]
+    more = [ours.assign(attack=attack, metric=ours.metric.replace("AUC", own)) for attack, own in (("weights-spectral", "MRR"), ("pia", "AUC"))]
+    text = text[(text.metric != "similarity kept")]
+    pd.concat([text, *more]).to_csv(tmp_path / "more.csv", index=False)
+    table = matrix.tex_table(matrix.read(tmp_path / "more.csv"))
+    for reason in ("words are released and no LoRA", "not measured", "fine-tuning gave no likeness that a defence could keep", "another person's reading"):
+        assert table.count(reason) == 1
+    assert "--" not in table.replace(r"--\textsuperscript", "") and tex.MISSING not in table
 
 
 def test_nothing_is_said_of_what_is_inconclusive(measured, tmp_path):
@@ -292,6 +378,25 @@ def test_nothing_is_said_of_what_is_inconclusive(measured, tmp_path):
     said = dict(practice.sentences(matrix.read(tmp_path / "wide.csv")))
     promised = said.pop("What a promise of epsilon allows at most")
     assert not any(said.values()) and len(promised) == 1 and len(table)
+
+
+def test_advice_survives_holm_over_the_page(measured, tmp_path):
+    """Of an interval that just excludes chance p is just below .05; one among all sentences of the page, it is no advice, and is listed apart."""
+    text = pd.read_csv(measured, keep_default_na=False, dtype=str)
+    weak = (text.attack == "reference-loss") & (text.defence == "none") & (text.metric == "AUC") & ~text.setting.str.contains("control")
+    text.loc[weak, ["value", "ci_low", "ci_high"]] = ["0.6", "0.501", "0.7"]
+    text.to_csv(tmp_path / "weak.csv", index=False)
+    table = matrix.read(tmp_path / "weak.csv")
+    row = matrix.row_of(table, "lora", "none", "reference-loss", "AUC")
+    assert 0.04 < practice.p_value(row, 0.5) < 0.05
+    assert practice.p_value(row._replace(ci_low=0.6, ci_high=0.6), 0.5) == 1 and practice.p_value(row._replace(interval="images"), 0.5) is None
+    said = dict(practice.sentences(table))
+    (apart,) = [item for item in said[practice.WEAK] if item.row.attack == "reference-loss" and item.row.defence == "none"]
+    assert "AUC 0.60 [0.50, 0.70]" in apart.text and apart.p > 0.05
+    first = said["A LoRA shared as it is"]
+    assert {item.row.attack for item in first} == {"finextract", "finextract-no-caption"} and all(item.p < 0.05 for item in first)
+    found = list(said.items())
+    assert apart.text in practice.markdown(found) and "AUC .60" not in practice.typeset(found) and "0.60" not in practice.typeset(found)
 
 
 def test_few_people_settle_nothing(measured, tmp_path):
@@ -305,7 +410,7 @@ def test_few_people_settle_nothing(measured, tmp_path):
 def test_an_interval_of_a_difference_may_reach_below_nothing():
     """With few people intervals are by DeLong; that of a difference of AUCs must not be cut at 0, which would make every rise look certain."""
     rng, labels = np.random.default_rng(1), np.arange(40) < 10
-    cell = cell_rows.Cell("b", "0", "p", labels, rng.normal(0, 1, 40) + 0.1 * labels, rng.normal(0, 1, 40), None)
+    cell = cell_rows.Cell("b", "0", "p", labels, rng.normal(0, 1, 40) + 0.1 * labels, rng.normal(0, 1, 40))
     key = {"system": "defences", "base": "b", "method": "lora", "attack": "loss", "setting": "", "defence": "x-minus-none"}
     row = cell_rows.Rows("defences", "w", OPTIONS).of(key, "AUC", [cell], cell_rows.difference(cell_rows.tuned, cell_rows.before))
     assert row["ci_low"] < 0 < row["ci_high"]
@@ -334,18 +439,36 @@ def study(**changes):
         ({"defences": [{"name": "none", "change": {"lr": 1}}]}, "must not change anything"),
         ({"defences": [{"name": "none"}, {"name": "x", "change": {"lr": 1}, "private": {}}]}, "mixes kinds"),
         ({"defences": [{"name": "none"}, {"name": "x", "change": {"rate": 1}}]}, "no knob of fine-tuning"),
+        ({"defences": [{"name": "none"}, {"name": "base", "change": {"lr": 1}}]}, "what the control is called"),
         ({"defences": [{"name": "none"}, {"name": "x", "private": {"delta": 0.5}}]}, "delta must be below 1"),
         ({"concepts": 99}, "at least 99 test concepts"),
         ({"weights": ["nobody"]}, "'nobody' is none of lora_weights.encoders"),
         ({"recipes": [{"method": "lora", "rank": 16}]}, "expect its recipe and base; rank"),
         ({"recipes": [{"method": "textual-inversion"}]}, "about lora and dreambooth"),
         ({"shake": {"defences": ["nobody"]}}, "'nobody' is none of the defences"),
+        ({"further": {"bases": ["H1"]}}, "the base of 'identities' itself"),
+        ({"further": {"bases": ["nobody"]}}, "must be listed in `bases`"),
+        ({"further": {"bases": ["H1-twin", "H1-twin"]}}, "listed twice"),
+        ({"further": {"bases": ["H1-twin"]}, "attacks": ["extraction"]}, "'membership' is not among `attacks`"),
         ({"conditions": ["none"]}, "`known` must be among them"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(changes, says):
     with pytest.raises(InputError, match=says):
         study(**changes)
+
+
+def test_members_of_imported_pictures_are_drawn_by_the_coin():
+    """The first files of a larger pool are no random choice; the paper preset trains on all of a pool that a coin drew."""
+    values = copy.deepcopy(SHIPPED)
+    source = next(item for item in values["images"] if item["name"] == "private-identities")
+    source |= {"kind": "folder", "path": "data/people", "options": {"train_per_concept": 6, "tune_concepts": 8}}
+    assert config.load(values).defences.recipes[0].images_per_concept == 6
+    for pool in ({"train_per_concept": 20}, {"published_split": True, "train_per_concept": 6}):
+        with pytest.raises(InputError, match="must be images_per_concept of every recipe"):
+            config.load(values | {"images": [item | ({"options": pool} if item["name"] == source["name"] else {}) for item in values["images"]]})
+    for overlays in ((), ("overlays/paper-one.yaml",), ("overlays/dp-pairs.yaml",)):
+        budget.load(ROOT / "config.yaml", [ROOT / "workflow" / name for name in ("presets/paper.yaml", *overlays)])
 
 
 def test_every_cell_is_run_or_says_why():
@@ -357,6 +480,40 @@ def test_every_cell_is_run_or_says_why():
     assert full.reason("lora", "dpagg-1", "weights") and full.reason("lora", "dp-1", "shadows") and not full.reason("lora", "int8", "shadows")
     assert full.shake_options("lora").recipe.rank == 4 and full.shake_options("lora").defences == ["none", "dp-1", "dp-10", "dp-100"]
     assert full.shake_options("dreambooth").recipe.method == "dreambooth"
+
+
+def test_the_guidance_was_chosen_for_the_recipe_that_the_paper_says():
+    """Of DreamBooth in the full preset the same recipe but for its seeds; of LoRAs another."""
+    full = budget.load(ROOT / "config.yaml", ROOT / "workflow/presets/full.yaml")
+    tuned = {item.options.method: item.options for item in full.finetune if item.world == full.defences.world}
+    differ = {
+        recipe.method: {name for name in type(recipe).model_fields if name != "seeds" and getattr(recipe, name) != getattr(tuned[recipe.method], name)}
+        for recipe in full.defences.recipes
+    }
+    assert differ == {"lora": {"steps_per_image", "lr", "rank", "alpha", "target_modules"}, "dreambooth": set()}
+
+
+def test_further_bases_have_the_shards_after_the_worlds_own():
+    full = budget.load(ROOT / "config.yaml", ROOT / "workflow/presets/full.yaml").defences
+    twin = full.model_copy(update={"further": Further(bases=["H1-twin"])})
+    assert [twin.place(shard) for shard in (0, 3, 4, 7)] == [
+        ("identities", "", 0, 2), ("identities", "", 6, 8), ("identities@H1-twin", "H1-twin", 0, 2), ("identities@H1-twin", "H1-twin", 6, 8),
+    ]  # fmt: skip
+    corner, more = budget.load(ROOT / "config.yaml"), study(further={"bases": ["H1-twin"], "attacks": ["membership"]})
+    (row,), (other,) = budget.matrix_rows(corner), budget.matrix_rows(more)
+    assert other["models"] - row["models"] == 20 and other["training"] - row["training"] == 3 * 4 * (2 * 78 * 4 + 40 * 6 * 8 + 20 * 6 * 4)
+    assert other["sampling"] - row["sampling"] == (20 + 4) * 60 * 18
+
+
+def test_a_further_base_gives_rankings_and_no_cell(measured, tmp_path):
+    """Its rows stand under a world of its own, and every cell is still that of the matrix's own base."""
+    text = pd.read_csv(measured, keep_default_na=False, dtype=str)
+    there = text[text.metric == "AUC"].assign(world="w@c", base="c", value="0.123")
+    tau = {"attack": "all", "defence": "", "setting": "", "metric": "Kendall tau over places", "value": "0.5"}
+    places = text[text.metric == "AUC"][:1].assign(world="w;w@c", base="b;c", **tau)
+    pd.concat([there, text, places]).to_csv(tmp_path / "two.csv", index=False)
+    table = matrix.read(tmp_path / "two.csv")
+    assert not (table.value == 0.123).any() and ".50" in matrix.rankings_table(table) and "one base" not in matrix.rankings_table(table)
 
 
 def test_who_knows_the_defence_adapts_to_it():
@@ -393,7 +550,7 @@ def test_the_matrix_costs_what_its_arithmetic_says():
 def test_auc_of_a_model_is_what_the_planes_use():
     labels, values = np.array([1, 1, 0, 0, 0], bool), np.array([0.9, 0.4, 0.5, 0.2, 0.1])
     told = {"attack": "loss", "setting": "s", "world": "w", "base": "b", "method": "lora", "defence": "none", "concept": "p", "seed": "0"}
-    table = pd.DataFrame({**told, "image_id": list("abcde"), "label": labels, "score": values})
+    table = pd.DataFrame({**told, "image_id": list("abcde"), "label": labels, "score": values, "base_score": np.nan})
     assert defences._aucs(table).value.tolist() == [pytest.approx(roc.auc(values[labels], values[~labels]))]
 
 

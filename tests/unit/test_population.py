@@ -6,10 +6,11 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from tuneleak.data import avatars, captions, population, vocabulary
 from tuneleak.data.imageset import ImageSet, pixel_digest
-from tuneleak.data.render import render
+from tuneleak.data.render import _folded, render
 from tuneleak.errors import InputError
 from tuneleak.options import PopulationOptions
 
@@ -49,6 +50,24 @@ def test_no_two_people_share_an_attribute_combination_or_a_name():
     assert len({person.combination for person in people}) == len(people)
     named = [person.name for person in people if person.name]
     assert len(set(named)) == len(named) == 60 + 24 + 400 + 100 + 400
+
+
+def test_the_first_of_a_pool_differ_from_the_rest_and_the_held_outs_by_a_coin_only():
+    """Fine-tunes take the first six of a pool: over 300 people their factors and poses are distributed as those of the rest of it, and of the held-outs."""
+    parts = {"members": [], "pool": [], "heldout": []}
+    for person in population.identities(WORLD)["public-faces"][:300]:
+        folded = _folded("private-identities", WORLD, person)
+        pool = [photograph for fold, photograph in folded if fold == "train"]
+        parts["members"] += pool[:6]
+        parts["pool"] += pool[6:]
+        parts["heldout"] += [photograph for fold, photograph in folded if fold == "heldout"]
+    for other in ("pool", "heldout"):
+        for factor in (*population.PHOTOGRAPH_FACTORS, "background", "flip"):
+            counts = [Counter(photograph[factor] for photograph in parts[name]) for name in ("members", other)]
+            table = [[count[value] for value in sorted(counts[1])] for count in counts]
+            assert stats.chi2_contingency(table).pvalue > 1e-3, (other, factor)
+        for pose in ("rotate", "scale", "translateX", "translateY"):
+            assert stats.ks_2samp(*([photograph[pose] for photograph in parts[name]] for name in ("members", other))).pvalue > 1e-3, (other, pose)
 
 
 def hex_distance(first, second):

@@ -79,6 +79,16 @@ def test_the_matrix_is_run_in_few_jobs_and_where_it_can_be(clone):
     assert "defences" not in "".join(jobs(clone.snakemake("--dry-run", "--quiet", "rules", *overlay_of("paper-one")).stdout))
 
 
+def test_a_further_base_has_models_of_its_own_and_the_attacks_asked_for(clone):
+    """Eight people in shards of two: the twin's are numbered after those of the world's own base, and stand under a world of their own."""
+    overlay = clone.overlay("defences: {further: {bases: [H1-twin], attacks: [people]}}")
+    done = clone.snakemake("--dry-run", "--printshellcmds", *overlay_of("full"), overlay, "--", "defences")
+    mine = jobs(done.stdout)
+    assert (mine["finetune_defended"], mine["defended_people"], mine["defended_membership"], mine["defended_utility"]) == (16, 16, 8, 8)
+    told = set(re.findall(r"finetune-defended --base \S+/bases/(\S+) .* --world (\S+) .*--start 6 --stop 8 --out \S+/lora/(\d)/models", done.stdout))
+    assert told == {("H1", "identities", "3"), ("H1-twin", "identities@H1-twin", "7")}
+
+
 def test_victims_of_other_recipes_have_their_own_pictures_and_gallery(clone):
     """The same people on one and on ten pictures, and artists, who are another world and have controls of their own."""
     done = clone.snakemake("--dry-run", "--printshellcmds", *overlay_of("full"), "workflow/overlays/weights-others.yaml", "--", "weights").stdout

@@ -2,7 +2,8 @@
 MATRIX = study.defences
 MATRIX_FIGURES = ["matrix", "planes", "budgets"]
 MATRIX_TABLES = ["defences_matrix", "defences_rankings", "defences_accounting", "defences_summary"]
-MATRIX_CELLS = [(recipe.method, shard) for recipe in MATRIX.recipes for shard in range(-(-MATRIX.concepts // MATRIX.shard_concepts))]
+MATRIX_CELLS = [(recipe.method, shard) for recipe in MATRIX.recipes for shard in range(MATRIX.shards)]
+FURTHER_CELLS = [(recipe.method, MATRIX.shards + shard) for recipe in MATRIX.recipes for shard in range(MATRIX.shards * len(MATRIX.further.bases))]
 
 
 def matrix_world():
@@ -13,8 +14,13 @@ def matrix_images(wildcards):
     return f"{RESULTS}/data/{matrix_world().images}/manifest.csv"
 
 
+def matrix_place(wildcards):
+    """The world in the tables: of a further base, with its name."""
+    return MATRIX.place(int(wildcards.shard))[0]
+
+
 def matrix_base_folder(wildcards):
-    return pipeline_folder(matrix_world().base)
+    return pipeline_folder(MATRIX.place(int(wildcards.shard))[1] or matrix_world().base)
 
 
 def matrix_base(wildcards):
@@ -22,11 +28,11 @@ def matrix_base(wildcards):
 
 
 def first_matrix_concept(wildcards):
-    return int(wildcards.shard) * MATRIX.shard_concepts
+    return MATRIX.place(int(wildcards.shard))[2]
 
 
 def last_matrix_concept(wildcards):
-    return min(first_matrix_concept(wildcards) + MATRIX.shard_concepts, MATRIX.concepts)
+    return MATRIX.place(int(wildcards.shard))[3]
 
 
 def matrix_training(wildcards):
@@ -34,6 +40,7 @@ def matrix_training(wildcards):
 
 
 def matrix_extraction(wildcards):
+    """The guidance frozen in finextract.guidance for the method: chosen without a defence, and for LoRAs on another recipe (that of `finetune`)."""
     knobs = study.finextract
     return as_json(
         ExtractionOptions(
@@ -89,7 +96,8 @@ def matrix_shake_options(wildcards):
 
 def matrix_parts(attack, name, parts=None):
     """The files `name` of a group of attacks, of every method and shard in which it is run on any defence; parts: from a method to what may stand for {} in it."""
-    cells = [(method, shard) for method, shard in MATRIX_CELLS if MATRIX.run(method, attack)]
+    further = FURTHER_CELLS if attack in MATRIX.further.attacks else []
+    cells = [(method, shard) for method, shard in MATRIX_CELLS + further if MATRIX.run(method, attack)]
     return [f"{RESULTS}/defences/{method}/{shard}/{name.format(part)}" for method, shard in cells for part in (parts(method) if parts else [""])]
 
 

@@ -30,7 +30,7 @@ rule finetune_defended:
         base=matrix_base_folder,
         images=subpath(input.images, parent=True),
         out=subpath(output.manifest, parent=True),
-        world=MATRIX.world,
+        world=matrix_place,
         start=first_matrix_concept,
         stop=last_matrix_concept,
         device=DEVICE,

@@ -15,7 +15,8 @@ from tuneleak.metrics import intervals, roc
 
 @dataclass(frozen=True)
 class Cell:
-    """One domain under one model: labels `(n,)` bool, and scores `(n,)` of the tuned model and of its base, row by row the same pictures."""
+    """One domain under one model: labels `(n,)` bool, and scores `(n,)` of the tuned model and of its base, row by row the same pictures; with their doses and
+    their names, where either is known."""
 
     base: str
     seed: str
@@ -23,7 +24,8 @@ class Cell:
     labels: np.ndarray
     tuned: np.ndarray
     before: np.ndarray
-    dose: np.ndarray
+    dose: np.ndarray | None = None
+    images: np.ndarray | None = None
 
 
 class Rows:
@@ -91,13 +93,16 @@ def standardised(values):
 
 
 def low_rates(key, made, cells, rates):
-    """Rows of the TPR at low false-positive rates of standardised scores, all domains together. rates: (rate, non-members it needs)."""
+    """Rows of the TPR at low false-positive rates of standardised scores, all domains together. rates: (rate, non-members it needs).
+
+    Non-members are counted as pictures: one that several models (seeds, bases, targets) are asked about is one, because its scores are not independent.
+    """
     labels = np.concatenate([cell.labels for cell in cells])
     domains, values = sorted({cell.domain for cell in cells}), [standardised(cell.tuned) for cell in cells]
     of_domain = {name: [index for index, cell in enumerate(cells) if cell.domain == name] for name in domains}
-    rows = []
+    outside, rows = {name for cell in cells for name in cell.images[~cell.labels]}, []
     for rate, needed in rates:
-        if (~labels).sum() < needed or len(domains) < intervals.MINIMUM_CLUSTERS:
+        if len(outside) < needed or len(domains) < intervals.MINIMUM_CLUSTERS:
             continue
 
         def rate_of(chosen, rate=rate):

@@ -10,7 +10,7 @@ paired difference. Its parts: scores of candidates (`defended_scores`), extracti
 - metric `not run`: a cell that is not run, without a value; `setting` says why
 
 Leaked bits are the unit of all columns: bits about membership per candidate (at most 1), about a picture's factors per training picture, about the factors of
-identity per person, each beyond its control.
+identity per person. The latter two are beyond their control; those of membership have the base's beside them, since members are drawn like non-members.
 """
 
 import numpy as np

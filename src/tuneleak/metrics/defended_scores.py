@@ -1,11 +1,15 @@
 """Attacks of the matrix that give each candidate a score: membership of pictures and people, LiRA and RMIA, and membership after Shake-to-Leak.
 
 All become one table, a row per (attack, model, candidate): `attack, setting, method, defence, world, base, concept, seed, image_id, label`
-(bool: was in), `score`. Metrics of each attack under each defence, and their paired differences from no defence on the same candidates:
+(bool: was in), `score`, `base_score` (the base's own of the same candidate; NaN where membership is a coin's and nothing but chance can tell it without the
+target). Metrics of each attack under each defence, and their paired differences from no defence on the same candidates:
 
 - AUC: mean over concepts (and seeds) of that within a model; intervals as in `tuneleak.metrics.cell_rows`
+- the same two with control `base`: what the base alone, which saw none of them, tells of these candidates; and `AUC minus base`, `leaked bits minus base`,
+  paired. Differences from no defence need no such control: it is the same on both sides
 - leaked bits: see `tuneleak.metrics.bits`; scores are standardised within a model, thresholds come from other concepts
-- TPR@1%FPR with at least 500 non-members, TPR@0.1%FPR with at least 1,000, from 8 concepts on
+- TPR@1%FPR with at least 500 distinct non-member pictures, TPR@0.1%FPR with at least 1,000, from 8 concepts on: a picture that several models are asked about
+  is one, so the matrix prints these rates only where it has that many pictures
 """
 
 import numpy as np
@@ -15,8 +19,8 @@ from tuneleak.errors import InputError
 from tuneleak.metrics import bits, intervals, reading, roc, shadow_models
 from tuneleak.metrics.cell_rows import Cell, Rows, auc_of, before, difference, low_rates, standardised, tuned
 
-SYSTEM, NONE, REFERENCE, SHAKEN = "defences", "none", "reference", "shaken"
-COLUMNS = ["attack", "setting", "method", "defence", "world", "base", "concept", "seed", "image_id", "label", "score"]
+SYSTEM, NONE, REFERENCE, SHAKEN, BASE = "defences", "none", "reference", "shaken", "base"
+COLUMNS = ["attack", "setting", "method", "defence", "world", "base", "concept", "seed", "image_id", "label", "score", "base_score"]
 RATES = ((0.01, 500), (0.001, 1000))  # false-positive rate, and non-members it needs
 _MODEL = ["model_id", "world", "base", "concept", "method", "defence", "seed"]
 
@@ -27,8 +31,8 @@ def read(membership=(), people=(), shadows=(), shaken=()):
     found = [part for part in parts if part is not None]
     if not found:
         return pd.DataFrame(columns=COLUMNS)
-    table = pd.concat(found, ignore_index=True)[COLUMNS]
-    key = [name for name in COLUMNS if name not in ("label", "score")]
+    table = pd.concat(found, ignore_index=True).reindex(columns=COLUMNS)
+    key = [name for name in COLUMNS if name not in ("label", "score", "base_score")]
     if table.duplicated(key).any():
         row = table[table.duplicated(key)].iloc[0]
         raise InputError(
@@ -38,7 +42,7 @@ def read(membership=(), people=(), shadows=(), shaken=()):
 
 
 def _membership(paths, prefix):
-    """Scores of tuned models, and `reference-<attack>`: minus the base's score of the same picture."""
+    """Scores of tuned models, and `reference-<attack>`: minus the base's score of the same picture, which is the control of both."""
     if not paths:
         return None
     text = [*_MODEL, "attack", "setting", "caption", "image_id", "finetuned"]
@@ -46,25 +50,25 @@ def _membership(paths, prefix):
     same = ["base", "attack", "setting", "caption", "image_id"]
     base = table[table.model_id == "base"].drop_duplicates(same)
     mine = table[table.model_id != "base"].merge(base[[*same, "score"]], on=same, suffixes=("", "_base"), how="left")
-    referred = mine[mine.attack.isin(set(base.attack))]  # an attack that learns has no score of the base
-    if referred.score_base.isna().any():
+    learned = ~mine.attack.isin(set(base.attack))  # an attack that learns has no score of the base
+    if mine.score_base[~learned].isna().any():
         raise InputError("a picture has no score of the base; `tuneleak attack membership` scores it in every job")
-    mine = mine.assign(label=mine.finetuned == "1", setting=mine.setting.where(mine.caption == "true", mine.setting + ",caption=" + mine.caption))
-    own, referred = mine.assign(attack=prefix + mine.attack), mine[mine.attack.isin(set(base.attack))]
-    reference = referred.assign(attack=prefix + f"{REFERENCE}-" + referred.attack, score=referred.score - referred.score_base)
+    mine = mine.rename(columns={"score_base": "base_score"}).assign(label=mine.finetuned == "1")
+    mine = mine.assign(setting=mine.setting.where(mine.caption == "true", mine.setting + ",caption=" + mine.caption))
+    own, referred = mine.assign(attack=prefix + mine.attack), mine[~learned]
+    reference = referred.assign(attack=prefix + f"{REFERENCE}-" + referred.attack, score=referred.score - referred.base_score)
     return pd.concat([own, reference], ignore_index=True)
 
 
 def _people(paths):
-    """Photographs of the person trained on that nothing was trained on, against those of strangers."""
+    """Photographs of the person trained on that nothing was trained on, against those of strangers; the base's score is its own loss, negated."""
     if not paths:
         return None
     text, numbers = [*_MODEL, "caption", "person", "role", "image_id"], ["base_loss", "tuned_loss"]
     table = reading.joined(paths, "people.csv", "attack people", text, numbers, complete=numbers)
     table = table[table.role != "member"]
-    return table.assign(
-        attack="people", setting="photographs=1,caption=" + table.caption, label=table.role == "other", score=table.base_loss - table.tuned_loss
-    )
+    told = {"attack": "people", "setting": "photographs=1,caption=" + table.caption, "label": table.role == "other"}
+    return table.assign(**told, score=table.base_loss - table.tuned_loss, base_score=-table.base_loss)
 
 
 def _shadows(paths):
@@ -104,24 +108,35 @@ def rows(table, options):
         for name, found in cells.items():
             mine = told | {"defence": name}
             made += [maker.of(mine, "AUC", found, auc_of(tuned)), *_bits(mine, found, options), *low_rates(mine, maker, found, RATES)]
+            made += _beyond_base(mine, found, maker)
             if name != NONE and NONE in cells:
                 both = paired_cells(found, cells[NONE])
                 if both:
                     less = told | {"defence": f"{name}-minus-{NONE}"}
-                    made += [maker.of(less, "AUC", both, difference(tuned, before)), *_bits(less, both, options, paired=True)]
+                    made += [maker.of(less, "AUC", both, difference(tuned, before)), *_bits(less, both, options, (tuned, before))]
     return made + _amplified(table, options)
 
 
+def _beyond_base(key, cells, maker):
+    """The base's own scores of the candidates as a control, and what the target adds to them."""
+    if not all(np.isfinite(cell.before).all() for cell in cells):
+        return []
+    control = key | {"setting": f"{key['setting']}; control={BASE}"}
+    made = [maker.of(control, "AUC", cells, auc_of(before)), *_bits(control, cells, maker.options, (before,))]
+    beyond = _bits(key, cells, maker.options, (tuned, before), f"leaked bits minus {BASE}")
+    return [*made, maker.of(key, f"AUC minus {BASE}", cells, difference(tuned, before)), *beyond]
+
+
 def cells_of(group):
-    """One cell per model: labels and scores of its candidates, whose names stand in place of doses. `InputError` with fewer than two on a side."""
+    """One cell per model: labels, scores and names of its candidates. `InputError` with fewer than two on a side."""
     cells = []
     for (concept, seed), part in group.sort_values("image_id").groupby(["concept", "seed"], sort=True):
-        labels, scores = part.label.to_numpy(bool), part.score.to_numpy(float)
+        labels, scores, of_base = part.label.to_numpy(bool), part.score.to_numpy(float), part.base_score.to_numpy(float)
         if min(labels.sum(), (~labels).sum()) < 2:
             if part.attack.iloc[0] in ("lira", "rmia"):
                 continue  # a coin may leave a target with one picture
             raise InputError(f"a model of {concept!r} needs at least two candidates that were in, and two that were not")
-        cells.append(Cell(part.base.iloc[0], seed, concept, labels, scores, scores, part.image_id.to_numpy()))
+        cells.append(Cell(part.base.iloc[0], seed, concept, labels, scores, of_base, images=part.image_id.to_numpy()))
     return cells
 
 
@@ -132,11 +147,11 @@ def paired_cells(cells, others):
         other = others.get((cell.domain, cell.seed))
         if other is None:
             continue
-        where = {name: number for number, name in enumerate(other.dose)}
-        keep = [i for i, name in enumerate(cell.dose) if name in where and other.labels[where[name]] == cell.labels[i]]
-        labels, at = cell.labels[keep], [where[cell.dose[i]] for i in keep]
+        where = {name: number for number, name in enumerate(other.images)}
+        keep = [i for i, name in enumerate(cell.images) if name in where and other.labels[where[name]] == cell.labels[i]]
+        labels, at = cell.labels[keep], [where[cell.images[i]] for i in keep]
         if len(keep) and min(labels.sum(), (~labels).sum()) > 1:
-            found.append(Cell(cell.base, cell.seed, cell.domain, labels, cell.tuned[keep], other.tuned[at], cell.dose[keep]))
+            found.append(Cell(cell.base, cell.seed, cell.domain, labels, cell.tuned[keep], other.tuned[at], images=cell.images[keep]))
     return found
 
 
@@ -144,21 +159,21 @@ def _joined(cells, score):
     return np.concatenate([standardised(score(cell)) for cell in cells])
 
 
-def _bits(key, cells, options, paired=False):
-    """Leaked bits, or what a defence changes about them; nothing with a single concept, which leaves none to set the threshold on."""
+def _bits(key, cells, options, scores=(tuned,), metric="leaked bits"):
+    """Leaked bits of the first of `scores`, minus those of a second; nothing with a single concept, which leaves none to set the threshold on."""
     concepts = np.concatenate([[cell.domain] * len(cell.labels) for cell in cells]) if cells else np.array([])
     if len(set(concepts)) < 2:
         return []
-    labels, images = (np.concatenate([getattr(cell, name) for cell in cells]) for name in ("labels", "dose"))
-    decided = [bits.held_out_decisions(labels, _joined(cells, score), concepts) for score in ((tuned, before) if paired else (tuned,))]
+    labels, images = (np.concatenate([getattr(cell, name) for cell in cells]) for name in ("labels", "images"))
+    decided = [bits.held_out_decisions(labels, _joined(cells, score), concepts) for score in scores]
 
     def statistic(weights):
         values = [bits.weighted_bits(labels, decisions, weights) for decisions in decided]
-        return values[0] - values[1] if paired else values[0]
+        return values[0] - sum(values[1:])
 
     settings = {"replicates": options.bootstrap, "confidence": options.confidence, "seed": options.seed}
     found = intervals.bootstrap_statistic(statistic, concepts, images, **settings)
-    return [numbers(key, "leaked bits", found, {cell.seed for cell in cells})]
+    return [numbers(key, metric, found, {cell.seed for cell in cells})]
 
 
 def numbers(key, metric, interval, seeds=()):
@@ -193,9 +208,9 @@ def _amplified_less(key, pairs, maker):
 
     def statistic(cell):
         other = others[cell.domain, cell.seed]
-        at = {name: number for number, name in enumerate(other.dose)}
-        keep = [i for i, name in enumerate(cell.dose) if name in at and other.labels[at[name]] == cell.labels[i]]
-        theirs = [at[cell.dose[i]] for i in keep]
+        at = {name: number for number, name in enumerate(other.images)}
+        keep = [i for i, name in enumerate(cell.images) if name in at and other.labels[at[name]] == cell.labels[i]]
+        theirs = [at[cell.images[i]] for i in keep]
         scores = [cell.tuned[keep], cell.before[keep], other.tuned[theirs], other.before[theirs]]
         values, covariance = roc.auc_covariance(cell.labels[keep], scores)
         weights = np.array([1.0, -1.0, -1.0, 1.0])

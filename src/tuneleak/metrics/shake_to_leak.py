@@ -133,7 +133,8 @@ def cells_of(scored, base_scores):
         labels = (block.pretrained == "1").to_numpy()
         if min(labels.sum(), (~labels).sum()) < 2:
             raise InputError(f"domain {domain!r} of base {base!r} needs at least two members and two non-members")
-        cells.append(Cell(base, seed, domain, labels, block.score.to_numpy(), block.score_base.to_numpy(), block.dose.to_numpy()))
+        columns = [block[name].to_numpy() for name in ("score", "score_base", "dose", "image_id")]
+        cells.append(Cell(base, seed, domain, labels, *columns))
     return cells
 
 

@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from tuneleak.report import names, rows, tex
+from tuneleak.studies.defences import AT
 
-SYSTEM, NONE, MINUS = "defences", "none", "-minus-none"
+SYSTEM, NONE, MINUS, BASE = "defences", "none", "-minus-none", "base"
 # columns in order: attack, the group of attacks that a cell which is not run is told for, own metric, heading
 COLUMNS = (
     ("loss", "membership", "AUC", "loss"),
@@ -23,6 +25,12 @@ COLUMNS = (
     ("weights-spectral-adaptive", "weights-adaptive", "MRR", "weights, adaptive"),
     ("shaken-reference-loss", "shake", "AUC", "Shake-to-Leak"),
 )
+UNCONTROLLED = {  # groups of attacks without the base as a control, and why
+    "shadows": "a coin let pictures in: whoever has no target is at chance",
+    "extraction": "its leaked bits are beyond held-out pictures already",
+    "weights": "its leaked bits are beyond another person's reading already",
+    "weights-adaptive": "its leaked bits are beyond another person's reading already",
+}
 CHANCE = {"AUC": 0.5}  # what a model that leaked nothing would show; of other metrics it is not a constant
 BITS = "leaked bits"
 USE = ("similarity", "caption accuracy", "KID")
@@ -32,11 +40,12 @@ _WORDS = "dpagg"  # how defences are called that release words of a caption: und
 
 @dataclass(frozen=True)
 class Cell:
-    """Rows of the metrics table (named tuples) of one attack under one defence: its own metric, its leaked bits, or why neither is there."""
+    """Rows of the metrics table (named tuples) of one attack under one defence: own metric, leaked bits, both beyond the base's; or why none is there."""
 
     own: object = None
     bits: object = None
     reason: str = ""
+    beyond: tuple = ()
 
     @property
     def text(self):
@@ -49,16 +58,21 @@ class Cell:
         """Everything, for whoever points at it."""
         if self.own is None:
             return f"not run: {self.reason}"
-        parts = [f"{row.metric} {row.value:.3f} [{row.ci_low:.3f}, {row.ci_high:.3f}]" for row in (self.bits, self.own) if row is not None]
+        parts = [f"{row.metric} {row.value:.3f} [{row.ci_low:.3f}, {row.ci_high:.3f}]" for row in (self.bits, self.own, *self.beyond) if row is not None]
         note = f"; interval over {self.own.interval}" if self.own.interval else ""
-        return "; ".join(parts) + f"; n = {self.own.n:.0f}{note}"
+        setting = f"; setting {self.own.guidance}" if self.own.guidance else ""
+        return "; ".join(parts) + f"; n = {self.own.n:.0f}{note}{setting}"
 
 
 def read(path):
-    """The plain rows of the matrix, and the differences from no defence."""
+    """The plain rows of the matrix on its own base, differences from no defence, and what that base alone tells of the undefended models' candidates (as
+    defence `base`). Of further bases, whose worlds have an `@`, the rankings over bases alone."""
     table = rows.read_metrics(path)
     table = table[table.system == SYSTEM]
-    return table[(table.control == "") & (table.bound == "") & (table.concept == "")]
+    over = table.world.str.contains(";")  # rankings over places
+    table = table[(table.bound == "") & (table.concept == "") & (over | ~table.world.str.contains(AT))]
+    control = table[(table.control == BASE) & (table.defence == NONE)]
+    return pd.concat([table[table.control == ""], control.assign(defence=BASE)])
 
 
 def methods(table):
@@ -67,7 +81,7 @@ def methods(table):
 
 
 def defences(table, method):
-    """Defences in the order of the table, none first."""
+    """Defences in the order of the table, none first, the base's control last."""
     found = [name for name in dict.fromkeys(table[table.method == method].defence) if name and "-minus-" not in name]
     return [NONE, *(name for name in found if name != NONE)]
 
@@ -92,7 +106,9 @@ def cell(table, method, defence, column):
     attack, group, metric, _ = column
     own, bits = (row_of(table, method, defence, attack, name) for name in (metric, BITS))
     if own is not None:
-        return Cell(own, bits)
+        return Cell(own, bits, beyond=tuple(row_of(table, method, defence, attack, f"{name} minus {BASE}") for name in (BITS, metric)))
+    if defence == BASE:
+        return Cell(reason=UNCONTROLLED.get(group, "not measured"))
     told = table[(table.metric == "not run") & (table.method == method) & (table.defence == defence) & (table.attack == group)]
     return Cell(reason=told.guidance.iloc[0] if len(told) else "not measured")
 
@@ -112,17 +128,30 @@ def kept(table, method, defence, column):
 
 def tex_table(table):
     """TeX tabular: a block per method, a row per defence; leaked bits with intervals where they are known (own metric in brackets otherwise), and
-    likeness kept."""
-    shown = columns(table)
+    likeness kept. Below it stands why cells are empty."""
+    shown, notes = columns(table), tex.Notes()
     turned = [rf"\rotatebox{{60}}{{{tex.escape(name)}}}" for name in ("likeness kept", *(column[3] for column in shown))]
     head, body = [["defence", r"$\varepsilon$", *turned]], []
     for method in methods(table):
         body.append(tex.heading(tex.escape(names.method_name(method)), len(shown) + 3))
         for defence in defences(table, method):
             epsilon, use = row_of(table, method, defence, "", "epsilon"), row_of(table, method, defence, "", "similarity kept")
-            cells = [_tex_cell(cell(table, method, defence, column)) for column in shown]
-            body.append([tex.escape(defence), "" if epsilon is None else f"{epsilon.value:.3g}", _stacked(use), *cells])
-    return tex.tabular("@{}lrl" + "l" * len(shown) + "@{}", head, body or [[tex.MISSING] * (len(shown) + 3)])
+            kept_ = notes.mark(no_likeness(table, method, defence)) if use is None else _stacked(use)
+            cells = [_tex_cell(cell(table, method, defence, column), notes) for column in shown]
+            body.append([tex.escape(defence), "" if epsilon is None else f"{epsilon.value:.3g}", kept_, *cells])
+    return tex.tabular("@{}lrl" + "l" * len(shown) + "@{}", head, body or [[tex.MISSING] * (len(shown) + 3)]) + notes.below()
+
+
+def no_likeness(table, method, defence):
+    """Why a defence has no likeness kept."""
+    if defence == BASE:
+        return "likeness kept is counted from the base's"
+    mine = table[(table.method == method) & (table.attack == "")]
+    if "similarity" not in set(mine.metric):
+        return "likeness was not measured"
+    if "similarity kept" in set(mine.metric):
+        return "likeness was not measured of every model of this defence"
+    return "fine-tuning gave no likeness that a defence could keep"
 
 
 TAUS = ("attacks", "seeds", "places")
@@ -131,18 +160,31 @@ TAUS = ("attacks", "seeds", "places")
 def rankings_table(table):
     """TeX tabular, a row per method: attacks by what they learn of undefended models, most leaked bits first, and Kendall's tau of rankings of defences."""
     head = [["method", "attacks, by leaked bits without a defence", *(f"over {name}" for name in TAUS)]]
-    body = []
+    body, notes = [], tex.Notes()
     for method in methods(table):
         cells = [(column[3], cell(table, method, NONE, column).bits) for column in columns(table)]
         order = sorted([(name, bits.value) for name, bits in cells if bits is not None], key=lambda pair: -pair[1])
-        taus = [_number(row_of(table, method, "", "all", f"Kendall tau over {name}")) for name in TAUS]
+        found = {name: row_of(table, method, "", "all", f"Kendall tau over {name}") for name in TAUS}
+        taus = [notes.mark(no_tau(table, method, name)) if row is None else _number(row) for name, row in found.items()]
         body.append([tex.escape(names.method_name(method)), ", ".join(f"{tex.escape(name)} {tex.number(value, 2)}" for name, value in order), *taus])
-    return tex.tabular(r"@{}lp{.45\textwidth}lll@{}", head, body or [[tex.MISSING] * (len(TAUS) + 2)])
+    return tex.tabular(r"@{}lp{.45\textwidth}lll@{}", head, body or [[tex.MISSING] * (len(TAUS) + 2)]) + notes.below()
 
 
-def _tex_cell(found):
+def no_tau(table, method, over):
+    """Why rankings of defences are not compared over attacks, seeds or places (bases and worlds)."""
+    mine = table[(table.method == method) & (table.defence == NONE) & table.metric.isin(["AUC", "AS", "MRR"])]
+    if over == "places" and not table.world.str.contains(";").any():
+        return "this run has one base and one world (defences.further.bases adds bases)"
+    if over == "seeds" and not mine[~mine.attack.isin(["lira", "rmia"])].seeds.str.contains(";").any():
+        return "every concept is fine-tuned with one seed"
+    if len([name for name in defences(table, method) if name != BASE]) < 3:
+        return "fewer than three defences cannot be ranked otherwise"
+    return "too few models have been asked by every attack under every defence"
+
+
+def _tex_cell(found, notes):
     if found.own is None:
-        return tex.NOT_RECORDED
+        return notes.mark(found.reason)
     return _stacked(found.bits) if found.bits is not None else _stacked(found.own, "(", ")")
 
 
@@ -169,7 +211,7 @@ def html(table):
         )
         for defence in defences(table, method):
             use = row_of(table, method, defence, "", "similarity kept")
-            told = "" if use is None else f"similarity kept {use.value:.3f} [{use.ci_low:.3f}, {use.ci_high:.3f}]"
+            told = no_likeness(table, method, defence) if use is None else f"similarity kept {use.value:.3f} [{use.ci_low:.3f}, {use.ci_high:.3f}]"
             line = [f"<tr><th>{escape(defence)}<td title='{escape(told)}'>{'' if use is None else f'{use.value:.2f}'}"]
             for column in shown:
                 found, share = cell(table, method, defence, column), kept(table, method, defence, column)

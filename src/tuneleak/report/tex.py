@@ -48,6 +48,23 @@ def longtable(alignment, head, body, caption):
     return "\n".join([*lines, *map(_line, body), r"\end{longtable}"]) + "\n"
 
 
+class Notes:
+    """Why cells of a table are empty: each reason gets a letter, in the order in which it is met."""
+
+    def __init__(self):
+        self.letters = {}
+
+    def mark(self, reason):
+        """An empty cell with the letter of its reason (plain text)."""
+        letter = self.letters.setdefault(reason, chr(ord("a") + len(self.letters)))
+        return rf"{NOT_RECORDED}\textsuperscript{{{letter}}}"
+
+    def below(self):
+        """What stands under the tabular: letters and reasons; empty if no cell was."""
+        told = "; ".join(rf"\textsuperscript{{{letter}}}\,{escape(reason)}" for reason, letter in self.letters.items())
+        return f"\n\\par\\smallskip\n\\parbox{{\\textwidth}}{{\\scriptsize {told}.}}\n" if told else ""
+
+
 def heading(text, columns):
     """A row that spans a table, above the rows it is about."""
     return rf"\addlinespace[2pt]\multicolumn{{{columns}}}{{@{{}}l}}{{\textit{{{text}}}}} \\"

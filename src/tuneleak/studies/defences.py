@@ -27,7 +27,8 @@ from tuneleak.options import (
     Variant,
 )
 
-NONE = "none"
+NONE, BASE = "none", "base"
+AT = "@"  # between a world and a further base, in the column world
 AttackGroup = Literal["membership", "extraction", "people", "weights", "weights-adaptive", "shadows", "shake"]
 GROUPS = get_args(AttackGroup)
 
@@ -89,6 +90,8 @@ class Defence(Options):
         if unknown:
             raise ValueError(f"{self.name!r} changes {unknown[0]!r}, which is no knob of fine-tuning")
         FinetuneOptions(**self.change)
+        if self.name == BASE:
+            raise ValueError(f"{BASE!r} is what the control is called; give the defence another name")
         if self.name == NONE and (plain or self.private or self.aggregate):
             raise ValueError(f"{NONE!r} must not change anything: every other defence is compared with it")
         return self
@@ -161,6 +164,13 @@ class Shadows(Options):
     attack: ShadowOptions = Field(ShadowOptions(), description="their losses; transforms and names are filled in")
 
 
+class Further(Options):
+    """Bases beside that of the world: the same recipes and defences of the same concepts, attacked there for the rankings over bases (Kendall's tau) alone."""
+
+    bases: list[str] = Field([], description="names of further bases, such as a twin (none: no ranking over bases)")
+    attacks: list[Literal["membership", "extraction", "people"]] = Field(["membership", "people"], min_length=1, description="groups of attacks run there")
+
+
 class Defences(Options):
     """The matrix of all attacks under all defences."""
 
@@ -178,8 +188,21 @@ class Defences(Options):
     weights_adaptive: list[str] = Field(["spectral"], description="those trained anew on weights that were changed as the victims' were")
     shadows: Shadows = Field(Shadows(), description="LiRA and RMIA")
     shake: ShakeDefendedOptions = Field(ShakeDefendedOptions(), description="Shake-to-Leak after the release")
+    further: Further = Field(Further(), description="rankings of defences over bases")
     utility: UtilityOptions = Field(UtilityOptions(), description="how the use of each model is measured")
     utility_kept: Fraction = Field(0.9, description="share of the undefended models' likeness, beyond the base's, that counts as keeping utility")
+
+    @property
+    def shards(self):
+        """Jobs per method, base and group of attacks."""
+        return -(-self.concepts // self.shard_concepts)
+
+    def place(self, shard):
+        """(world in the tables, further base or empty, first concept, last) of a shard; those of further bases are numbered after those of the world's own."""
+        base, part = divmod(shard, self.shards)
+        first = part * self.shard_concepts
+        named = ("", *self.further.bases)[base]
+        return f"{self.world}{AT}{named}" if named else self.world, named, first, min(first + self.shard_concepts, self.concepts)
 
     def of_method(self, method):
         """The defences that a method is run with."""
@@ -278,6 +301,11 @@ class Defences(Options):
             raise ValueError(f"defences: {NONE!r} is missing; every other defence is compared with it")
         if "known" not in self.conditions:
             raise ValueError("conditions: `known` must be among them")
+        if len(set(self.further.bases)) < len(self.further.bases):
+            raise ValueError("further.bases: a base is listed twice")
+        left_out = [attack for attack in self.further.attacks if attack not in self.attacks]
+        if self.further.bases and left_out:
+            raise ValueError(f"further.attacks: {left_out[0]!r} is not among `attacks`; rankings are compared with those on the world's own base")
         unknown = set(self.shake.defences) - {item.name for item in self.defences}
         if unknown:
             raise ValueError(f"shake.defences: {sorted(unknown)[0]!r} is none of the defences")
