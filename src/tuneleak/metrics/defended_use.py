@@ -102,11 +102,11 @@ def _draws(wide, options):
 
 
 def _interval(key, metric, value, drawn, wide, options):
-    low, high = np.nanquantile(drawn, [0.5 - options.confidence / 2, 0.5 + options.confidence / 2])
     concepts = wide.index.get_level_values("concept").nunique()
-    note = "" if concepts >= intervals.MINIMUM_CLUSTERS else "; interval=models"
+    by_concept = concepts >= intervals.MINIMUM_CLUSTERS
+    low, high = np.nanquantile(drawn, intervals.tails(options.confidence, concepts if by_concept else len(wide)))
     told = {"value": value, "ci_low": min(low, value), "ci_high": max(high, value), "n": len(wide), "seeds": _seeds(wide)}
-    return {**key, "setting": key["setting"] + note, "metric": metric, **told}
+    return {**key, "setting": key["setting"] + ("" if by_concept else "; interval=models"), "metric": metric, **told}
 
 
 def _seeds(wide):
