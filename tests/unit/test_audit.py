@@ -1,7 +1,11 @@
 """Audits of the mechanism itself: honest runs stay below what they claim, two broken ones are caught."""
 
+import math
+
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from tuneleak import files
 from tuneleak.options import AuditOptions, PrivacyOptions, PrivateFinetuneOptions
@@ -44,6 +48,36 @@ def test_repeating_a_record_and_clipping_each_copy_is_caught(sigma):
             return self.privacy.multiplicity * super().clipped(count)  # K rows of one record, each clipped to C by itself
 
     assert bound(PRIVACY.model_copy(update={"multiplicity": 8}), sigma, Repeated) > 2
+
+
+def told(runs, **changes):
+    """{metric: value} of an audit's table; a run is (scores, members)."""
+    options = AuditOptions(count=100, guesses=40, runs=len(runs))
+    return {row["metric"]: row["value"] for row in audit.table(runs, PRIVACY.model_copy(update=changes), options, {})}
+
+
+def perfect(count):
+    """Runs in which every canary's score tells whether it is in; the first one is in every other run."""
+    members = [torch.arange(100) % 2 == run % 2 for run in range(count)]
+    return [(inside.float().numpy(), inside.numpy()) for inside in members]
+
+
+def test_a_bound_stands_beside_the_largest_that_the_audit_could_show():
+    """r guesses right are refuted up to ln(.05^(1/r) / (1 - .05^(1/r))) where delta is 0; many runs up to ln((1 - u) / u) with u = 1 - .025^(1/n)."""
+    found = told(perfect(1), delta=1e-12)
+    right = 0.05 ** (1 / 40)
+    assert found["audited epsilon (one run)"] == found["ceiling of audited epsilon (one run)"] == pytest.approx(math.log(right / (1 - right)), abs=1e-3)
+    found = told(perfect(100), delta=1e-12, epsilon=10)
+    missed = 1 - 0.025 ** (1 / 50)
+    assert found["audited epsilon (many runs)"] == found["ceiling of audited epsilon (many runs)"] == pytest.approx(math.log((1 - missed) / missed), abs=1e-3)
+    blind = [(np.zeros(100), members) for _, members in perfect(100)]
+    assert told(blind, epsilon=10)["audited epsilon (many runs)"] == 0 < 2.5 < told(blind, epsilon=10)["ceiling of audited epsilon (many runs)"]
+
+
+def test_a_bound_that_could_not_reach_a_quarter_of_the_claim_is_left_out():
+    assert "audited epsilon (many runs)" not in told(perfect(20), epsilon=10)
+    assert "audited epsilon (many runs)" in told(perfect(20), epsilon=3)
+    assert "audited epsilon (many runs)" in told(perfect(20), noiseless=True), "against no promise at all every bound says something"
 
 
 @pytest.mark.parametrize("kind", ["dirac", "pictures"])

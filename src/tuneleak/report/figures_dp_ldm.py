@@ -13,6 +13,7 @@ from tuneleak import files
 from tuneleak.data.imageset import ImageSet
 from tuneleak.errors import InputError
 from tuneleak.privacy import accounting
+from tuneleak.privacy.auditing import CEILING
 from tuneleak.report import names, rows, style, tex
 
 COLOURS = {
@@ -188,11 +189,12 @@ def utility_table(measured):
 
 
 def audit_table(measured):
-    """TeX tabular: claimed and audited epsilon, and the share of right guesses."""
+    """TeX tabular: claimed and audited epsilon, each beside what it would be were every guess right, and the share of right guesses."""
     table, body = measured[measured.attack.str.startswith("audit-")], []
     for (world, attack, defence), cell in table.groupby(["world", "attack", "defence"]):
         found = cell.set_index("metric").value
-        names_of = ("audited epsilon (one run)", "audited epsilon (many runs)", "correct guesses")
+        bounds = ("audited epsilon (one run)", "audited epsilon (many runs)")
+        names_of = [name for bound in bounds for name in (bound, f"{CEILING}{bound}")] + ["correct guesses"]
         body.append(
             [
                 tex.escape(names.world_name(world)),
@@ -201,8 +203,9 @@ def audit_table(measured):
                 *(tex.number(found.get(name, np.nan), 2) for name in names_of),
             ]
         )
-    body = body or [[tex.MISSING] * 6]
-    return tex.tabular("@{}llrrrr@{}", [["world", "canaries", "claimed", "one run", "many runs", "right guesses"]], body)
+    body = body or [[tex.MISSING] * 8]
+    head = ["world", "canaries", "claimed", "one run", "of at most", "many runs", "of at most", "right guesses"]
+    return tex.tabular("@{}llrrrrrr@{}", [head], body)
 
 
 def sigma_table():
