@@ -75,6 +75,11 @@ def test_a_bound_stands_beside_the_largest_that_the_audit_could_show():
     assert told(blind, epsilon=10)["audited epsilon (many runs)"] == 0 < 2.5 < told(blind, epsilon=10)["ceiling of audited epsilon (many runs)"]
 
 
+def test_more_runs_leave_the_bound_of_one_run_as_it_is():
+    """Split over 500 runs, a confidence of .95 would leave no room beside the failures that delta allows for: any number of right guesses gave 0."""
+    assert told(perfect(500), delta=1e-5)["audited epsilon (one run)"] == told(perfect(1), delta=1e-5)["audited epsilon (one run)"] > 2
+
+
 def test_a_bound_that_could_not_reach_a_quarter_of_the_claim_is_left_out():
     assert "audited epsilon (many runs)" not in told(perfect(20), epsilon=10)
     assert "audited epsilon (many runs)" in told(perfect(20), epsilon=3)

@@ -1,7 +1,7 @@
 """The verb `audit`: trains with canaries and writes what epsilon the training cannot be below, beside what its accountant claims.
 
-`audit.csv` has the columns of the metrics table; `attack` is audit-dirac or audit-pictures, `metric`: audited epsilon (one run; the largest of
-several runs' bounds, each at its share of the confidence), audited epsilon (many runs: the first canary over all runs), beside both their ceiling, which
+`audit.csv` has the columns of the metrics table; `attack` is audit-dirac or audit-pictures, `metric`: audited epsilon (one run: the first, so that
+the confidence is not split over all), audited epsilon (many runs: the first canary over all runs), beside both their ceiling, which
 is what they would be were every guess right, and correct guesses. The bound over many runs is left out where its ceiling is below `WORTH` of the claim:
 it would say nothing of the training (at a claim of 10 it takes about 100 runs). A lower bound has `ci_low` = `value` and no upper end, which is printed
 as the value too.
@@ -61,10 +61,10 @@ def audit(base, images, world, training, out, options, device="auto"):
 
 def table(runs, privacy, options, facts):
     """Rows of the metrics table; runs: list of (scores `(m,)`, members `(m,)`)."""
-    confidence = 1 - (1 - options.confidence) / len(runs)  # Bonferroni
     guesses = [auditing.guess(scores, members, options.guesses // 2, options.guesses // 2) for scores, members in runs]
-    bound = max(auditing.epsilon_one_run(options.count, made, correct, privacy.delta, confidence) for made, correct in guesses)
-    ceiling = auditing.epsilon_one_run(options.count, options.guesses, options.guesses, privacy.delta, confidence)
+    bound, ceiling = (
+        auditing.epsilon_one_run(options.count, options.guesses, correct, privacy.delta, options.confidence) for correct in (guesses[0][1], options.guesses)
+    )
     rows = _bounded("audited epsilon (one run)", bound, ceiling, options.count)
     total = sum(made for made, _ in guesses)
     rows.append(_fact("correct guesses", sum(correct for _, correct in guesses) / total, total))
