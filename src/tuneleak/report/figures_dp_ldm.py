@@ -1,8 +1,8 @@
 """The figures and tables of the DP-LDM study, drawn from its metrics and sampled pictures alone.
 
 Figures: `dp_tradeoff` (utility against epsilon), `dp_samples`, `dp_weights` (change of attention weights per block), `dp_audit` (claimed against
-audited epsilon). Tables (TeX): `dp_utility`, `dp_audit`, `dp_sigma` (noise of the published settings, computed), `dp_weights` (trained weights per
-architecture).
+audited epsilon). Tables (TeX): `dp_utility`, `dp_bars` (what each world can show), `dp_audit`, `dp_sigma` (noise of the published settings, computed),
+`dp_weights` (trained weights per architecture).
 """
 
 from pathlib import Path
@@ -12,6 +12,7 @@ import numpy as np
 from tuneleak import files
 from tuneleak.data.imageset import ImageSet
 from tuneleak.errors import InputError
+from tuneleak.metrics import dp_bars
 from tuneleak.privacy import accounting
 from tuneleak.privacy.auditing import CEILING
 from tuneleak.report import names, rows, style, tex
@@ -25,11 +26,11 @@ SETTINGS = [
     ("CIFAR-10", 750, 0.04, 1e-5), ("CelebA 64", 1400, 0.05, 1e-6), ("CelebA-HQ text", 940, 1 / 94, 1e-5), ("CIFAR-10 (DPImageBench)", 1650, 1 / 11, 1e-5),
 ]  # fmt: skip
 BUDGETS = (10, 1)
-DISTANCES = ("FD-", "FID")
+DISTANCES = dp_bars.DISTANCES
 
 
 def figures(metrics, samples, images, out, tables):
-    """Write `<out>/dp_{tradeoff,samples,weights,audit}.{pdf,png}` and `<tables>/dp_{utility,audit,sigma,weights}.tex`.
+    """Write `<out>/dp_{tradeoff,samples,weights,audit}.{pdf,png}` and `<tables>/dp_{utility,bars,audit,sigma,weights}.tex`.
 
     metrics: table of `evaluate dp-ldm`; samples: ImageSets of `sample-classes`; images: ImageSets with the real pictures;
     without them `dp_samples` is not drawn.
@@ -45,6 +46,7 @@ def figures(metrics, samples, images, out, tables):
     weights(measured, out)
     audits(measured, out)
     files.write_text(tables / "dp_utility.tex", utility_table(measured))
+    files.write_text(tables / "dp_bars.tex", bars_table(measured))
     files.write_text(tables / "dp_audit.tex", audit_table(measured))
     files.write_text(tables / "dp_sigma.tex", sigma_table())
     files.write_text(tables / "dp_weights.tex", weights_table(measured))
@@ -186,6 +188,20 @@ def utility_table(measured):
             name = {"real": "real pictures", "base": "public base"}.get(method, names.method_name(method))
             body.append([tex.escape(name), shown, *cells])
     return tex.tabular("@{}lr" + "l" * len(metrics) + "@{}", [["", r"$\varepsilon$", *map(tex.escape, metrics)]], body)
+
+
+def bars_table(measured):
+    """TeX tabular: per world, what real pictures, the base and training without noise must clear, and whether they do."""
+    table, body = dp_bars.bars(measured), []
+    for world in names.worlds_in_order(table.world):
+        block = table[table.world == world]
+        body.append(tex.heading(tex.escape(f"{names.world_name(world)}: {dp_bars.verdict(block.met)}"), 5))
+        for row in block.itertuples():
+            who = {"real": "", "base": ""}.get(row.method, names.method_name(row.method))
+            limit = f"{row.side} {tex.number(row.limit)}" if np.isfinite(row.limit) else tex.MISSING
+            cells = [tex.escape(", ".join(filter(None, (who, row.metric)))), tex.with_interval(row.value, row.ci_low, row.ci_high, 3, 2), limit]
+            body.append([tex.escape(row.bar), *cells, row.met])
+    return tex.tabular("@{}lllll@{}", [["bar", "of", "value", "limit", ""]], body or [[tex.MISSING] * 5])
 
 
 def audit_table(measured):
