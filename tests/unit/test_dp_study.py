@@ -227,8 +227,8 @@ def test_samples_follow_the_public_grammar_in_turn(tiny_base, tmp_path):
 
 
 def test_figures_and_tables_come_from_the_metrics(tmp_path, monkeypatch):
-    monkeypatch.setattr(figures_dp_ldm, "SETTINGS", [("one", 10, 0.5, 1e-3)])
-    monkeypatch.setattr(figures_dp_ldm, "BUDGETS", (1,))
+    monkeypatch.setattr(figures_dp_ldm, "SETTINGS", [("one", 10, 0.5, 1e-3, (1,))])
+    monkeypatch.setattr(figures_dp_ldm, "BUDGETS", (5, 1))
     real = bars(tmp_path / "real", 40, 0)
     facts = {"model_id": "m", "method": "attention", "seed": "0", "fold": "", "defence": "epsilon=10"}
     bars(tmp_path / "drawn", 20, 1, **facts)
@@ -244,5 +244,7 @@ def test_figures_and_tables_come_from_the_metrics(tmp_path, monkeypatch):
     table = (tmp_path / "tables/dp_utility.tex").read_text()
     assert ".600 [.50, .70]" in table and "public base" in table and "near style" in table
     assert "1 of 5 bars missed" in (tmp_path / "tables/dp_bars.tex").read_text(), "real pictures teach .9"
-    assert "2.50" in (tmp_path / "tables/dp_audit.tex").read_text() and "one" in (tmp_path / "tables/dp_sigma.tex").read_text()
+    assert "2.50" in (tmp_path / "tables/dp_audit.tex").read_text()
+    unknown, known = [line for line in (tmp_path / "tables/dp_sigma.tex").read_text().splitlines() if line.startswith("one")]
+    assert unknown == r"one & -- & -- & -- & 5 & -- & -- & -- \\" and known.startswith(r"one & 10 & .5000 & $10^{-3}$ & 1 & ")
     assert json.loads((tmp_path / "figures/figures.meta.json").read_text())["metrics"]
