@@ -12,7 +12,7 @@ from tuneleak.errors import InputError
 from tuneleak.finetune import sample
 from tuneleak.metrics import classifiers, dp_bars, dp_ldm, dp_utility
 from tuneleak.options import DpUtilityOptions, SampleOptions
-from tuneleak.report import figures_dp_ldm
+from tuneleak.report import dp_costs, figures_dp_ldm, record, recorded
 from tuneleak.report import rows as report_rows
 
 OPTIONS = DpUtilityOptions(classifiers=["logistic"], classifier_epochs=30, classifier_size=8, distance_samples=1000, replicates=5)
@@ -248,3 +248,39 @@ def test_figures_and_tables_come_from_the_metrics(tmp_path, monkeypatch):
     unknown, known = [line for line in (tmp_path / "tables/dp_sigma.tex").read_text().splitlines() if line.startswith("one")]
     assert unknown == r"one & -- & -- & -- & 5 & -- & -- & -- \\" and known.startswith(r"one & 10 & .5000 & $10^{-3}$ & 1 & ")
     assert json.loads((tmp_path / "figures/figures.meta.json").read_text())["metrics"]
+
+
+def cell(folder, world, recipe, epsilon, method, seconds, memory, rule="finetune_private", steps=(), models=1):
+    """The training of a cell as the workflow leaves it: manifest, log and benchmark."""
+    place, benchmark = folder / "dp" / world / recipe / epsilon, folder / "benchmarks" / rule / f"{world}.{recipe}.{epsilon}.tsv"
+    place.mkdir(parents=True)
+    pd.DataFrame({"method": [method] * models}).to_csv(place / "manifest.csv", index=False)
+    pd.DataFrame({"step": range(len(steps)), "seconds" if steps else "loss": steps}).to_csv(place / "train.csv", index=False)
+    benchmark.parent.mkdir(parents=True, exist_ok=True)
+    benchmark.write_text(f"s\tmax_rss\n{seconds}\t{memory}\n")
+
+
+def test_what_a_method_costs_is_read_from_its_jobs(tmp_path):
+    cell(tmp_path, "near", "attention.late", "10", "attention-3-7", 60, 900.4, steps=[1.0, 2.0, 9.0], models=3)
+    cell(tmp_path, "near", "attention.late", "inf", "attention-3-7", 30, 1000.4, steps=[2.5, 2.5], models=3)
+    cell(tmp_path, "near", "dp-mepf", "10", "dp-mepf", 8, "-", rule="mean_features")
+    (tmp_path / "dp/near/lora/10").mkdir(parents=True)
+    (tmp_path / "dp/near/lora/10/manifest.csv").write_text("method\nlora\n")  # taken over from elsewhere: nobody measured it
+    found = dp_costs.per_method(tmp_path, tmp_path / "benchmarks")
+    assert found == {
+        "near/attention-3-7": {"models": 6, "seconds_per_model": 15.0, "peak_memory_mb": 1000.4, "seconds_per_step": 2.5},
+        "near/dp-mepf": {"models": 1, "seconds_per_model": 8.0, "peak_memory_mb": 0.0},
+    }
+    text = dp_costs.table(found, {"near/all": found["near/attention-3-7"]})
+    assert r"attention-3-7 & -- & -- & -- & -- & 6 & 2.50 & 15 & 1000 \\" in text and r"all weights & 6 & 2.50 & 15 & 1000 & -- & -- & -- & -- \\" in text
+    assert r"DP-MEPF & -- & -- & -- & -- & 1 & -- & 8 & 0 \\" in text and "n/a" in dp_costs.table(None)
+
+
+def test_what_methods_cost_is_recorded_with_a_run(report_study, study, tmp_path):
+    results = tmp_path / "results"
+    cell(results, "near", "attention", "10", "attention", 60, 900, steps=[1.0])
+    metrics = pd.read_csv(study.metrics, dtype=str, keep_default_na=False).assign(system="dp-ldm")
+    metrics.to_csv(results / "metrics.csv", index=False)
+    report_study.meta(results / "metrics.csv", "a processor")
+    record.record(results / "metrics.csv", results / "benchmarks", tmp_path / "reference/full")
+    assert recorded.methods(tmp_path / "reference")["near/attention"]["seconds_per_step"] == 1.0
