@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -519,6 +519,15 @@ class BudgetOptions(Options):
     delta: float = Field(1e-5, gt=0, lt=1, description="probability with which epsilon may fail to hold; below 1 over the number of pictures")
     public_size: Positive = Field(8000, description="size of the private set as it is made public: the true number is itself private")
     unit: Literal["image", "person"] = Field("image", description="what the report bounds: one picture, or all pictures of one concept by group privacy")
+    pictures_per_unit: Count = Field(
+        0, description="most pictures of one concept, a public bound (unit person, which needs it); a set in which one has more is refused"
+    )
+
+    @model_validator(mode="after")
+    def _person_has_a_bound(self):
+        if self.unit == "person" and not self.pictures_per_unit:
+            raise ValueError("unit=person needs pictures_per_unit, a public bound on the pictures of one person: their true number is itself private")
+        return self
 
 
 class PrivacyOptions(BudgetOptions):
@@ -626,7 +635,7 @@ class AuditOptions(Options):
     )
     count: Positive = Field(1000, description="canaries, each put in by a fair coin")
     guesses: Positive = Field(200, description="canaries guessed about, half of them in and half out; fixed beforehand, the others are abstained on")
-    runs: Positive = Field(1, description="independent runs; the confidence is split over them")
+    runs: Positive = Field(1, description="independent runs; the first gives the bound of one run, about 100 give a bound over all at a claim of 10")
     pictures: Count = Field(0, description="real training pictures beside the canaries (dirac; 0: the worst case, in which all other gradients vanish)")
     draws: Positive = Field(8, description="timesteps and noises over which the score of a picture is averaged")
     confidence: Fraction = Field(0.95, description="confidence of the lower bound")

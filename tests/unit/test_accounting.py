@@ -5,6 +5,7 @@ from scipy import stats
 
 from tuneleak.errors import InputError
 from tuneleak.privacy import accounting
+from tuneleak.report import figures_dp_ldm
 
 # steps, q, epsilon, delta, sigma: the authors' settings (yaml files of DP-LDM and DPImageBench), sigma as computed with Opacus 1.6.0
 TABLE = [
@@ -29,6 +30,12 @@ def test_the_sigma_table_within_one_percent_and_both_accountants_within_two_hund
     assert accounting.epsilon([(1.01 * sigma, q, steps)], delta) <= target < accounting.epsilon([(0.99 * sigma, q, steps)], delta)
     prv, pld = accounting.cross_check([(sigma, q, steps)], delta)
     assert abs(prv - pld) < 0.02
+
+
+def test_the_paper_s_table_holds_every_setting_of_it():
+    shown = {(steps, round(q, 6), target, delta) for _, steps, q, delta, known in figures_dp_ldm.SETTINGS for target in known}
+    assert shown == {(steps, round(q, 6), target, delta) for steps, q, target, delta, _ in TABLE}
+    assert {target for _, _, target, _ in shown} == set(figures_dp_ldm.BUDGETS)
 
 
 def test_without_subsampling_epsilon_is_that_of_the_gaussian_mechanism():

@@ -72,3 +72,25 @@ def test_public_classes_are_those_that_the_population_draws():
             continue
         _, labels = avatars.CLASS_COMPONENT[population.DP_STYLES[world.images]]
         assert tuple(world.prompts) == tuple(labels)
+
+
+def test_a_recipe_decides_whether_late_blocks_suffice():
+    """The claim is about a method that preset full trains in its world at its budget: the attention blocks of the base's way up, and no others."""
+    from diffusers import UNet2DConditionModel
+
+    from tuneleak.finetune import private
+    from tuneleak.privacy import trainable
+    from tuneleak.report import registry
+
+    full = budget.load(ROOT / "config.yaml", ROOT / "workflow/presets/full.yaml").dp_ldm
+    (claim,) = [item for item in registry.load(ROOT / "paper/reference/claims.yaml", "full").claims if item.family.id == "dp-late-suffices"]
+    reference, _, late = claim.select["method"].partition("-minus-")
+    cells = {
+        (world.name, private.method_name(item.options), f"epsilon={epsilon}"): (world, item) for world, item, epsilon in full.cells() if item in full.recipes
+    }
+    assert (claim.select["world"], reference, claim.select["defence"]) in cells
+    world, recipe = cells[claim.select["world"], late, claim.select["defence"]]
+    config = UNet2DConditionModel.load_config(ROOT / "resources/bases" / world.base)
+    names = trainable.select(UNet2DConditionModel.from_config(config), "attention", recipe.options.blocks).names
+    every = trainable.select(UNet2DConditionModel.from_config(config), "attention").names
+    assert set(names) == {name for name in every if name.startswith("up_blocks.")}

@@ -10,9 +10,10 @@ from scipy import stats
 from tuneleak.data import imageset
 from tuneleak.errors import InputError
 from tuneleak.finetune import sample
-from tuneleak.metrics import classifiers, dp_ldm, dp_utility
+from tuneleak.metrics import classifiers, dp_bars, dp_ldm, dp_utility
 from tuneleak.options import DpUtilityOptions, SampleOptions
-from tuneleak.report import figures_dp_ldm
+from tuneleak.report import dp_costs, figures_dp_ldm, record, recorded
+from tuneleak.report import rows as report_rows
 
 OPTIONS = DpUtilityOptions(classifiers=["logistic"], classifier_epochs=30, classifier_size=8, distance_samples=1000, replicates=5)
 PROMPTS = {"left": "a bar on the left", "right": "a bar on the right"}
@@ -105,6 +106,53 @@ def test_with_several_runs_the_run_is_the_unit(tmp_path):
     assert table.loc[("attention-minus-base", "epsilon=10")].value == pytest.approx(0.5)
 
 
+def judged(tmp_path, real=0.97, base=0.3, noiseless=0.9, distances=(0.1, 0.3, 0.8)):
+    """{bar: row} of bars.csv: without noise two sets of weights were trained (the second worse) and a generator that is none, and does best."""
+    rows = utility("real", "", [real]) + utility("real", "", [0.2], "accuracy logistic") + utility("base", "epsilon=0", [base])
+    rows += utility("attention", "epsilon=10", [0.99]) + utility("dp-mepf", "epsilon=inf", [0.99])
+    if noiseless:
+        rows += utility("attention-3-7", "epsilon=inf", [noiseless]) + utility("all", "epsilon=inf", [0.4])
+        rows += utility("attention-3-7", "epsilon=inf", [distances[1] + 0.1], "FD-x") + utility("all", "epsilon=inf", [distances[1]], "FD-x")
+    rows += utility("real", "", [distances[0]], "FD-x") + utility("base", "epsilon=0", [distances[2]], "FD-x")
+    pd.DataFrame(rows).to_csv(tmp_path / "utility.csv", index=False)
+    dp_ldm.evaluate([tmp_path / "utility.csv"], tmp_path / "metrics.csv", OPTIONS)
+    return pd.read_csv(tmp_path / "bars.csv", keep_default_na=False).set_index("bar")
+
+
+def test_a_world_that_can_show_something_clears_all_bars(tmp_path):
+    found = judged(tmp_path)
+    assert list(found.met) == ["met"] * 5 and dp_bars.verdict(found.met) == "all bars met"
+    best = found.loc[dp_bars.NOISELESS]
+    assert (best.method, best.metric, best.value, best.limit) == ("attention-3-7", "accuracy cnn", 0.9, 0.8)
+    assert found.loc[dp_bars.REAL].metric == "accuracy cnn" and found.loc[dp_bars.REAL].ci_high == 1.07
+    assert found.loc[dp_bars.FLOOR].method == "all" and list(found.loc[[dp_bars.FLOOR, dp_bars.NEARER]].limit) == [0.1, 0.8]
+
+
+@pytest.mark.parametrize(
+    ("changes", "bar"),
+    [
+        ({"real": 0.94}, dp_bars.REAL),
+        ({"base": 0.51}, dp_bars.BASE),
+        ({"noiseless": 0.79}, dp_bars.NOISELESS),
+        ({"distances": (0.4, 0.3, 0.8)}, dp_bars.FLOOR),
+        ({"distances": (0.1, 0.3, 0.2)}, dp_bars.NEARER),
+    ],
+)
+def test_a_missed_bar_is_said_where_methods_are_compared(tmp_path, changes, bar):
+    found = judged(tmp_path, **changes)
+    assert list(found.index[found.met == "missed"]) == [bar]
+    text = figures_dp_ldm.bars_table(report_rows.read_metrics(tmp_path / "metrics.csv"))
+    assert "near style: 1 of 5 bars missed, so differences between methods teach little here" in text
+    assert sum(line.endswith(r"missed \\") for line in text.splitlines()) == 1
+
+
+def test_without_noiseless_training_its_bars_are_not_run(tmp_path):
+    found = judged(tmp_path, noiseless=None)
+    assert list(found.met) == ["met", "met", "not run", "not run", "not run"] and found.loc[dp_bars.NOISELESS].value == ""
+    text = figures_dp_ldm.bars_table(report_rows.read_metrics(tmp_path / "metrics.csv"))
+    assert "2 of 5 bars met, 3 not run" in text and r"training without noise teaches &  & n/a & at least .800 & not run" in text
+
+
 def test_a_killed_sampling_draws_what_is_missing_and_touches_nothing_else(tiny_base, tmp_path, monkeypatch):
     options = SampleOptions(prompts={"a": "picture of person ada", "b": "picture of person bob"}, samples=4, steps=2, guidance_scale=2, batch=1)
     sample.sample_classes(tiny_base, tmp_path / "whole", options, device="cpu")
@@ -179,8 +227,8 @@ def test_samples_follow_the_public_grammar_in_turn(tiny_base, tmp_path):
 
 
 def test_figures_and_tables_come_from_the_metrics(tmp_path, monkeypatch):
-    monkeypatch.setattr(figures_dp_ldm, "SETTINGS", [("one", 10, 0.5, 1e-3)])
-    monkeypatch.setattr(figures_dp_ldm, "BUDGETS", (1,))
+    monkeypatch.setattr(figures_dp_ldm, "SETTINGS", [("one", 10, 0.5, 1e-3, (1,))])
+    monkeypatch.setattr(figures_dp_ldm, "BUDGETS", (5, 1))
     real = bars(tmp_path / "real", 40, 0)
     facts = {"model_id": "m", "method": "attention", "seed": "0", "fold": "", "defence": "epsilon=10"}
     bars(tmp_path / "drawn", 20, 1, **facts)
@@ -195,5 +243,44 @@ def test_figures_and_tables_come_from_the_metrics(tmp_path, monkeypatch):
     assert sorted(path.name for path in (tmp_path / "figures").glob("*.pdf")) == [f"dp_{name}.pdf" for name in ("audit", "samples", "tradeoff", "weights")]
     table = (tmp_path / "tables/dp_utility.tex").read_text()
     assert ".600 [.50, .70]" in table and "public base" in table and "near style" in table
-    assert "2.50" in (tmp_path / "tables/dp_audit.tex").read_text() and "one" in (tmp_path / "tables/dp_sigma.tex").read_text()
+    assert "1 of 5 bars missed" in (tmp_path / "tables/dp_bars.tex").read_text(), "real pictures teach .9"
+    assert "2.50" in (tmp_path / "tables/dp_audit.tex").read_text()
+    unknown, known = [line for line in (tmp_path / "tables/dp_sigma.tex").read_text().splitlines() if line.startswith("one")]
+    assert unknown == r"one & -- & -- & -- & 5 & -- & -- & -- \\" and known.startswith(r"one & 10 & .5000 & $10^{-3}$ & 1 & ")
     assert json.loads((tmp_path / "figures/figures.meta.json").read_text())["metrics"]
+
+
+def cell(folder, world, recipe, epsilon, method, seconds, memory, rule="finetune_private", steps=(), models=1):
+    """The training of a cell as the workflow leaves it: manifest, log and benchmark."""
+    place, benchmark = folder / "dp" / world / recipe / epsilon, folder / "benchmarks" / rule / f"{world}.{recipe}.{epsilon}.tsv"
+    place.mkdir(parents=True)
+    pd.DataFrame({"method": [method] * models}).to_csv(place / "manifest.csv", index=False)
+    pd.DataFrame({"step": range(len(steps)), "seconds" if steps else "loss": steps}).to_csv(place / "train.csv", index=False)
+    benchmark.parent.mkdir(parents=True, exist_ok=True)
+    benchmark.write_text(f"s\tmax_rss\n{seconds}\t{memory}\n")
+
+
+def test_what_a_method_costs_is_read_from_its_jobs(tmp_path):
+    cell(tmp_path, "near", "attention.late", "10", "attention-3-7", 60, 900.4, steps=[1.0, 2.0, 9.0], models=3)
+    cell(tmp_path, "near", "attention.late", "inf", "attention-3-7", 30, 1000.4, steps=[2.5, 2.5], models=3)
+    cell(tmp_path, "near", "dp-mepf", "10", "dp-mepf", 8, "-", rule="mean_features")
+    (tmp_path / "dp/near/lora/10").mkdir(parents=True)
+    (tmp_path / "dp/near/lora/10/manifest.csv").write_text("method\nlora\n")  # taken over from elsewhere: nobody measured it
+    found = dp_costs.per_method(tmp_path, tmp_path / "benchmarks")
+    assert found == {
+        "near/attention-3-7": {"models": 6, "seconds_per_model": 15.0, "peak_memory_mb": 1000.4, "seconds_per_step": 2.5},
+        "near/dp-mepf": {"models": 1, "seconds_per_model": 8.0, "peak_memory_mb": 0.0},
+    }
+    text = dp_costs.table(found, {"near/all": found["near/attention-3-7"]})
+    assert r"attention-3-7 & -- & -- & -- & -- & 6 & 2.50 & 15 & 1000 \\" in text and r"all weights & 6 & 2.50 & 15 & 1000 & -- & -- & -- & -- \\" in text
+    assert r"DP-MEPF & -- & -- & -- & -- & 1 & -- & 8 & 0 \\" in text and "n/a" in dp_costs.table(None)
+
+
+def test_what_methods_cost_is_recorded_with_a_run(report_study, study, tmp_path):
+    results = tmp_path / "results"
+    cell(results, "near", "attention", "10", "attention", 60, 900, steps=[1.0])
+    metrics = pd.read_csv(study.metrics, dtype=str, keep_default_na=False).assign(system="dp-ldm")
+    metrics.to_csv(results / "metrics.csv", index=False)
+    report_study.meta(results / "metrics.csv", "a processor")
+    record.record(results / "metrics.csv", results / "benchmarks", tmp_path / "reference/full")
+    assert recorded.methods(tmp_path / "reference")["near/attention"]["seconds_per_step"] == 1.0

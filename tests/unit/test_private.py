@@ -283,10 +283,24 @@ def test_the_record_says_what_is_promised(made):
 
 
 def test_a_person_is_bounded_by_group_privacy_or_told_that_nothing_is_promised(made, tiny_base, tiny_images, tmp_path):
-    alone = run(tiny_base, tiny_images, tmp_path / "person", privacy={"unit": "person", "epsilon": 0.5, "delta": 1e-6})
+    person = {"unit": "person", "epsilon": 0.5, "delta": 1e-6}
+    alone = run(tiny_base, tiny_images, tmp_path / "person", privacy=person | {"pictures_per_unit": 6})
     facts = json.loads((alone.path(alone.rows()[0]) / private.RECORD).read_text())
-    assert facts["pictures_per_unit"] == 4 and facts["unit_epsilon"] == pytest.approx(4 * facts["epsilon"])
+    assert facts["pictures_per_unit"] == 6, "the public bound, not the true number, 4"
+    assert facts["unit_epsilon"] == pytest.approx(6 * facts["epsilon"])
     assert "a useful bound and a useful model exclude each other" in facts["statement"]
+    with pytest.raises(InputError, match="more than pictures_per_unit=3"):
+        run(tiny_base, tiny_images, tmp_path / "more", privacy=person | {"pictures_per_unit": 3})
+    with pytest.raises(ValueError, match="needs pictures_per_unit"):
+        PrivacyOptions(**PRIVACY | person)
+
+
+def test_a_record_says_the_same_of_sets_that_differ_in_a_picture(tiny_base, tiny_images, make_tiny_images, tmp_path):
+    smaller = make_tiny_images(tmp_path / "smaller", train=3)
+    budget = {"unit": "person", "epsilon": 0.5, "delta": 1e-6, "pictures_per_unit": 4}
+    found = [run(tiny_base, images, tmp_path / f"{number}", privacy=budget) for number, images in enumerate((tiny_images, smaller))]
+    first, second = ((made.path(made.rows()[0]) / private.RECORD).read_text() for made in found)
+    assert first == second
 
 
 def test_a_killed_run_ends_with_the_same_weights_and_ledger(made, tiny_base, tiny_images, tmp_path, monkeypatch):

@@ -47,9 +47,9 @@ def test_sampling_needs_less_noise_and_no_noise_promises_nothing():
 
 
 def test_the_record_of_a_release_says_what_it_promises():
-    budget = BudgetOptions(epsilon=2, delta=1e-4, public_size=100, unit="person")
-    facts = record.released(release.noise_multiplier(2, 1e-4), 1.0, budget, 3)
+    budget = BudgetOptions(epsilon=2, delta=1e-4, public_size=100, unit="person", pictures_per_unit=3)
+    facts = record.released(release.noise_multiplier(2, 1e-4), 1.0, budget)
     assert facts["epsilon"] == pytest.approx(2, abs=1e-4) and facts["steps"] == 1 and facts["unit_epsilon"] == pytest.approx(6, abs=1e-3)
     assert "one noisy release" in facts["statement"] and "up to 3 pictures" in facts["statement"]
-    open_ended = record.released(0.0, 1.0, BudgetOptions(noiseless=True), 1)
+    open_ended = record.released(0.0, 1.0, BudgetOptions(noiseless=True))
     assert open_ended["epsilon"] == "infinity" and open_ended["statement"].startswith("No privacy is promised")

@@ -1,6 +1,6 @@
 # Look-ups of the DP-LDM study. No rules here.
 DP_FIGURES = ["dp_tradeoff", "dp_samples", "dp_weights", "dp_audit"]
-DP_TABLES = ["dp_utility", "dp_audit", "dp_sigma", "dp_weights"]
+DP_TABLES = ["dp_utility", "dp_bars", "dp_audit", "dp_sigma", "dp_weights"]
 
 
 def dp_world(wildcards):

@@ -281,6 +281,12 @@ rule evaluate_dp_ldm:
         further=[*dp_audits(), "<results>/dp/architectures.csv"],
     output:
         table="<results>/metrics/dp-ldm/main.csv",
+        bars=report(
+            "<results>/metrics/dp-ldm/bars.csv",
+            caption="../report/dp_bars.rst",
+            category="DP-LDM",
+            labels={"figure": "what the worlds can show", "preset": study.preset},
+        ),
     log:
         "<logs>/evaluate_dp_ldm.log",
     benchmark:

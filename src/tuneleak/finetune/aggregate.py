@@ -142,7 +142,7 @@ def _release(base, pictures, labels, world, seed, sigma, rate, options, out, fol
     facts = {"trainable": METHOD, "trained_weights": sum(mine.numel() for mine in vectors), "clip": options.clip}
     with files.atomic_folder(out / name) as target:
         conditioned.save_contexts(target / modelset.CLASS_FILE, contexts, options.prompts)
-        files.write_json(target / private.RECORD, released(sigma, rate, privacy, private_data.largest_concept(pictures), **facts))
+        files.write_json(target / private.RECORD, released(sigma, rate, privacy, **facts))
     row = {"model_id": name, "world": world, "base": base.name, "concept": world, "method": METHOD, "defence": f"epsilon={epsilon}", "seed": seed}
     row |= {"step": options.steps, "caption": "", "n_images": privacy.public_size, "images": "", "file": name}
     return checkpoint.finish(folder, name, out / name, row | {"epsilon": epsilon, "delta": privacy.delta}, [])

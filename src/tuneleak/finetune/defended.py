@@ -143,7 +143,7 @@ def _record(ledger, options, weights, selection):
     """The record of a run (see `tuneleak.privacy.record`), by the closed form where every record takes part in every step."""
     privacy = options.privacy
     if privacy.noiseless or privacy.expected_batch < privacy.public_size:
-        return record(ledger, options, 1, weights, selection)
+        return record(ledger, options, weights, selection)
     ((sigma, _, steps),) = ledger.history
     further = {"clip": privacy.clip, "multiplicity": privacy.multiplicity, "trainable": selection.kind, "trained_weights": weights}
     facts = _released(sigma / math.sqrt(steps), privacy) | further | {"history": ledger.history, "noise_multiplier": sigma, "steps": steps}
@@ -153,13 +153,13 @@ def _record(ledger, options, weights, selection):
 @functools.cache
 def _released(sigma, privacy):
     """`released` of one release of all records: the check by a second accountant takes seconds, and all models of a defence share it."""
-    return released(sigma, 1.0, privacy, 1)
+    return released(sigma, 1.0, privacy)
 
 
 def _release(base, row, pictures, options, out):
     """DPAgg-TI of one concept: its caption's words move by the noisy mean of what single pictures teach them."""
     count = len(pictures)
-    privacy = options.privacy.model_copy(update={"public_size": count})
+    privacy = options.privacy.model_copy(update={"public_size": count, "unit": "image"})  # `_spent` says what it is for the person
     options = options.model_copy(update={"prompts": {row["concept"]: row["caption"]}, "privacy": privacy, "expected_pictures": count})
     sigma = 0.0 if privacy.noiseless else release.noise_multiplier(privacy.epsilon, privacy.delta)
     captions = aggregate.Captions(base, options.prompts, options.caption_template)

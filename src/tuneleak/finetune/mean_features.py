@@ -59,7 +59,7 @@ def mean_features(base, images, network, world, out, options, device="auto"):
         for seed in options.seeds:
             key = mechanism.run_key(options, METHOD, world, _networks(network), seed, pictures=pictures.table.sha256)
             trained = _Training(total, sigma, features, side, key, options, device)
-            notes.append(_train_one(trained, private_data.largest_concept(pictures), Path(base).resolve().name, world, seed, sigma, options, out, folder))
+            notes.append(_train_one(trained, Path(base).resolve().name, world, seed, sigma, options, out, folder))
         log = pd.concat([pd.DataFrame(note["log"], columns=["step", "loss"]).assign(model_id=note["row"]["model_id"]) for note in notes])
         files.write_csv(out / "train.csv", log[["model_id", "step", "loss"]])
         files.write_meta(out / "manifest.csv", options, base=str(base), images=str(images), network=str(network), world=world, device=str(device))
@@ -137,7 +137,7 @@ class _Training:
             self.log.append([self.step_number, float(loss.detach())])
 
 
-def _train_one(training, largest, base, world, seed, sigma, options, out, folder):
+def _train_one(training, base, world, seed, sigma, options, out, folder):
     epsilon = private.epsilon_name(options.privacy)
     name = modelset.model_id(world, METHOD, f"eps{epsilon}", f"s{seed}")
     done = checkpoint.finished(folder, name, out / name)
@@ -151,7 +151,7 @@ def _train_one(training, largest, base, world, seed, sigma, options, out, folder
     facts = {"trainable": METHOD, "trained_weights": training.vector.numel(), "released_numbers": training.means.numel() + len(training.shares)}
     with files.atomic_folder(out / name) as target:
         save_generator(target / modelset.GENERATOR_FILE, training.generator, options, list(options.prompts))
-        files.write_json(target / private.RECORD, released(sigma, 1.0, options.privacy, largest, **facts))
+        files.write_json(target / private.RECORD, released(sigma, 1.0, options.privacy, **facts))
     row = {"model_id": name, "world": world, "base": base, "concept": world, "method": METHOD, "defence": f"epsilon={epsilon}", "seed": seed}
     row |= {"step": options.steps, "caption": "", "n_images": options.privacy.public_size, "images": "", "file": name}
     note = checkpoint.finish(folder, name, out / name, row | {"epsilon": epsilon, "delta": options.privacy.delta}, [], log=training.log)

@@ -135,7 +135,7 @@ def _train_one(base, data, world, seed, sigma, options, out, folder):
         trainer.finish()
         if frozen_digest(network) != before:
             raise RuntimeError("weights that should be frozen have changed; nothing was written")
-        facts = record(trainer.ledger, options, data.largest_concept, flat.vector.numel(), selection)
+        facts = record(trainer.ledger, options, flat.vector.numel(), selection)
         with files.atomic_folder(out / name) as target:
             save(base, embedder, options, target)
             files.write_json(target / RECORD, facts | {"frozen_weights_sha256": before, "gradients": kind})

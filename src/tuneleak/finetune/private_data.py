@@ -22,6 +22,11 @@ def private_pictures(images, privacy, expected):
         raise InputError(
             f"delta {privacy.delta:g} is no protection for {privacy.public_size} pictures: publishing one of them at random satisfies it; use less than 1/n"
         )
+    if privacy.unit == "person" and pictures.table.concept.value_counts().max() > privacy.pictures_per_unit:
+        raise InputError(
+            f"{loaded.folder} has a concept of more than pictures_per_unit={privacy.pictures_per_unit} pictures, so nobody is protected as promised; "
+            "leave pictures out, or name a larger bound"
+        )
     return pictures
 
 
@@ -32,11 +37,6 @@ def class_numbers(pictures, prompts):
     if unknown:
         raise InputError(f"{pictures.folder}: label {unknown[0]!r} is not in prompts, the public list of classes")
     return torch.tensor([names.index(label) for label in labels], dtype=torch.long)
-
-
-def largest_concept(pictures):
-    """Most pictures that one concept has: what group privacy counts."""
-    return int(pictures.table.concept.value_counts().max())
 
 
 def training_set(images, options):
@@ -105,7 +105,6 @@ class PrivateRecords(Records):
             captions = sorted(set(pictures.table[options.caption_column]))
             contexts = torch.cat([base.encode_text(captions[start : start + 64]) for start in range(0, len(captions), 64)])
             self.conditions = contexts[torch.tensor([captions.index(caption) for caption in pictures.table[options.caption_column]])]
-        self.largest_concept = largest_concept(pictures)
         self.sources = list(pictures.table.sha256)
 
 

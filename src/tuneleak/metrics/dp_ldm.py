@@ -4,7 +4,7 @@ Columns are those of `tuneleak.metrics.finextract.COLUMNS`. `system` is dp-ldm, 
 `real`: real pictures, a bound), `defence` the budget (`epsilon=0` is the base, `epsilon=inf` training without noise). The unit is the training run:
 with two or more seeds the interval is Student's over runs (`interval=runs`), with one it is over pictures (`interval=images`) and speaks of that run
 only. Differences (`attention-minus-base`, `attention-minus-all`, `epsilon=10-minus-epsilon=1`) are paired by seed, or for one seed by picture
-(accuracies) or taken as independent (distances).
+(accuracies) or taken as independent (distances). Beside the table stands bars.csv, which says what each world can show (`tuneleak.metrics.dp_bars`).
 """
 
 from itertools import combinations
@@ -16,7 +16,7 @@ from scipy import stats
 
 from tuneleak import files
 from tuneleak.errors import InputError
-from tuneleak.metrics import reading
+from tuneleak.metrics import dp_bars, reading
 from tuneleak.metrics.finextract import COLUMNS, DECIMALS
 from tuneleak.models.modelset import ModelSet
 
@@ -28,7 +28,7 @@ FACTS = {"epsilon": "epsilon spent", "epsilon_pld": "epsilon spent (PLD)", "nois
 
 
 def evaluate(utility, out, options, models=(), further=()):
-    """Write the metrics table of the DP-LDM study.
+    """Write the metrics table of the DP-LDM study, and bars.csv beside it.
 
     utility: utility.csv files of `measure dp-ldm`; models: ModelSets of `finetune-private` (their privacy.json); further: tables of `audit` and
     `count-trainable`; options: `DpUtilityOptions`.
@@ -46,6 +46,7 @@ def evaluate(utility, out, options, models=(), further=()):
     if len(twice):
         raise InputError(f"two rows describe the same number: {twice.iloc[0].to_dict()}; was a shard given twice?")
     files.write_csv(out, result)
+    files.write_csv(Path(out).with_name("bars.csv"), dp_bars.bars(result))
     files.write_meta(out, options, utility=[str(path) for path in utility], models=[str(path) for path in models])
 
 

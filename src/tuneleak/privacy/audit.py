@@ -1,8 +1,10 @@
 """The verb `audit`: trains with canaries and writes what epsilon the training cannot be below, beside what its accountant claims.
 
-`audit.csv` has the columns of the metrics table; `attack` is audit-dirac or audit-pictures, `metric`: audited epsilon (one run; the largest of
-several runs' bounds, each at its share of the confidence), audited epsilon (many runs: the first canary over all runs) and correct guesses. A lower
-bound has `ci_low` = `value` and no upper end, which is printed as the value too.
+`audit.csv` has the columns of the metrics table; `attack` is audit-dirac or audit-pictures, `metric`: audited epsilon (one run: the first, so that
+the confidence is not split over all), audited epsilon (many runs: the first canary over all runs), beside both their ceiling, which
+is what they would be were every guess right, and correct guesses. The bound over many runs is left out where its ceiling is below `WORTH` of the claim:
+it would say nothing of the training (at a claim of 10 it takes about 100 runs). A lower bound has `ci_low` = `value` and no upper end, which is printed
+as the value too.
 """
 
 import json
@@ -18,6 +20,8 @@ from tuneleak.finetune import methods, private, private_data
 from tuneleak.metrics.finextract import COLUMNS
 from tuneleak.privacy import accounting, auditing, canaries, gradients
 from tuneleak.privacy.record import sample_rate
+
+WORTH = 0.25  # of the claimed epsilon: what a bound must be able to reach to be reported
 
 
 def audit(base, images, world, training, out, options, device="auto"):
@@ -57,24 +61,37 @@ def audit(base, images, world, training, out, options, device="auto"):
 
 def table(runs, privacy, options, facts):
     """Rows of the metrics table; runs: list of (scores `(m,)`, members `(m,)`)."""
-    confidence = 1 - (1 - options.confidence) / len(runs)  # Bonferroni
     guesses = [auditing.guess(scores, members, options.guesses // 2, options.guesses // 2) for scores, members in runs]
-    bound = max(auditing.epsilon_one_run(options.count, made, correct, privacy.delta, confidence) for made, correct in guesses)
-    rows = [facts | {"metric": "audited epsilon (one run)", "value": bound, "ci_low": bound, "ci_high": bound, "n": options.count}]
-    right = sum(correct for _, correct in guesses) / sum(made for made, _ in guesses)
-    rows.append(facts | {"metric": "correct guesses", "value": right, "ci_low": right, "ci_high": right, "n": sum(made for made, _ in guesses)})
+    bound, ceiling = (
+        auditing.epsilon_one_run(options.count, options.guesses, correct, privacy.delta, options.confidence) for correct in (guesses[0][1], options.guesses)
+    )
+    rows = _bounded("audited epsilon (one run)", bound, ceiling, options.count)
+    total = sum(made for made, _ in guesses)
+    rows.append(_fact("correct guesses", sum(correct for _, correct in guesses) / total, total))
     if len(runs) > 1 and len({bool(members[0]) for _, members in runs}) == 2:
-        rows.append(facts | {"metric": "audited epsilon (many runs)"} | _many_runs(runs, privacy, options))
-    return rows
+        bound, ceiling = _many_runs(runs, privacy, options)
+        if privacy.noiseless or ceiling >= WORTH * privacy.epsilon:
+            rows += _bounded("audited epsilon (many runs)", bound, ceiling, len(runs))
+    return [facts | row for row in rows]
+
+
+def _bounded(metric, bound, ceiling, n):
+    return [_fact(metric, bound, n), _fact(auditing.CEILING + metric, ceiling, n)]
+
+
+def _fact(metric, value, n):
+    return {"metric": metric, "value": value, "ci_low": value, "ci_high": value, "n": n}
 
 
 def _many_runs(runs, privacy, options):
-    """The first canary over all runs, at the threshold half-way to what a canary that is in adds on average; fixed beforehand."""
+    """(bound, its ceiling) of the first canary over all runs, at the threshold half-way to what a canary that is in adds on average; fixed beforehand."""
     threshold = 0.5 * privacy.steps / privacy.public_size
     reached = [(bool(members[0]), float(scores[0]) >= threshold) for scores, members in runs]
     inside, outside = ([hit for member, hit in reached if member is wanted] for wanted in (True, False))
-    bound = auditing.epsilon_many_runs(sum(inside), len(inside), sum(outside), len(outside), privacy.delta, options.confidence)
-    return {"value": bound, "ci_low": bound, "ci_high": bound, "n": len(runs)}
+    return tuple(
+        auditing.epsilon_many_runs(reached_in, len(inside), reached_out, len(outside), privacy.delta, options.confidence)
+        for reached_in, reached_out in ((sum(inside), sum(outside)), (len(inside), 0))
+    )
 
 
 def _dirac_run(base, images, recipe, sigma, key, options):

@@ -14,6 +14,7 @@ from scipy import stats
 from tuneleak.errors import InputError
 
 LARGEST = 50.0  # epsilon at which the search for a bound ends
+CEILING = "ceiling of "  # before the name of a bound: what it would be were every guess right
 
 
 def p_value(m, guesses, correct, epsilon, delta):

@@ -14,33 +14,33 @@ NOT_COVERED = (
 )
 
 
-def record(ledger, options, pictures_per_person, trained_weights, selection):
+def record(ledger, options, trained_weights, selection):
     """The record of a run, a dict ready for JSON (an infinite epsilon is the string "infinity").
 
-    ledger: `Ledger` of the noisy steps taken; options: `PrivateFinetuneOptions`; pictures_per_person: most pictures that one concept has in the training set;
-    trained_weights: their number; selection: `trainable.Selection`. Raises `InputError` if the two accountants disagree.
+    ledger: `Ledger` of the noisy steps taken; options: `PrivateFinetuneOptions`; trained_weights: their number; selection: `trainable.Selection`. Nothing in
+    it is read off the private pictures. Raises `InputError` if the two accountants disagree.
     """
     privacy = options.privacy
     prv, pld = accounting.cross_check(ledger.history, privacy.delta)
     facts = {"epsilon": _number(max(prv, pld)), "epsilon_prv": _number(prv), "epsilon_pld": _number(pld)}
-    facts |= _promise(max(prv, pld), ledger, privacy, pictures_per_person) | {
+    facts |= _promise(max(prv, pld), ledger, privacy) | {
         "sample_rate": sample_rate(privacy), "expected_batch": privacy.expected_batch, "clip": privacy.clip, "multiplicity": privacy.multiplicity,
         "trainable": selection.kind, "attention_blocks": list(selection.blocks), "conditioning": options.conditioning, "trained_weights": trained_weights,
     }  # fmt: skip
     return facts | {"statement": statement(facts)}
 
 
-def released(sigma, q, privacy, pictures_per_person, **further):
+def released(sigma, q, privacy, **further):
     """The record of one release with noise `sigma` at sampling rate `q`; `further` facts join it. Its epsilon is exact, and checked by a second accountant.
 
-    privacy: `BudgetOptions`; pictures_per_person as in `record`.
+    privacy: `BudgetOptions`.
     """
     ledger = release.ledger(sigma, q)
     exact, pld = release.epsilon(sigma, privacy.delta, q), accounting.epsilon(ledger.history, privacy.delta, "pld")
     if math.isfinite(exact) and abs(exact - pld) > accounting.AGREEMENT * max(1.0, exact / 10):
         raise InputError(f"epsilon of one release is {exact:.4f} exactly and {pld:.4f} by PLD; this setting is outside what can be computed")
     facts = {"epsilon": _number(exact), "epsilon_exact": _number(exact), "epsilon_pld": _number(pld)}
-    facts |= _promise(exact, ledger, privacy, pictures_per_person) | {"sample_rate": q} | further
+    facts |= _promise(exact, ledger, privacy) | {"sample_rate": q} | further
     return facts | {"statement": statement(facts)}
 
 
@@ -53,9 +53,9 @@ def of_people(facts, pictures):
     return facts | {"statement": f"{text}{_steps(facts['steps'])}. " + NOT_COVERED}
 
 
-def _promise(epsilon, ledger, privacy, pictures_per_person):
+def _promise(epsilon, ledger, privacy):
     """What every record says: budget, history, and the unit's bound by group privacy."""
-    group = pictures_per_person if privacy.unit == "person" else 1
+    group = privacy.pictures_per_unit if privacy.unit == "person" else 1
     unit_epsilon, unit_delta = accounting.group_privacy(epsilon, privacy.delta, group)
     return {
         "delta": privacy.delta, "budget": "infinity" if privacy.noiseless else privacy.epsilon, "history": ledger.history,

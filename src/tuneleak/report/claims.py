@@ -59,7 +59,10 @@ _VOCABULARY = {  # of each system, so that a slip in a selector is not taken for
         },
         "method": _METHODS,
     },
-    "dp-ldm": {"attack": {"audit-dirac", "audit-pictures"}, "method": {*get_args(Trainable), "attention-8-16", "dp-mepf", "dpagg-ti", "base", "real"}},
+    "dp-ldm": {
+        "attack": {"audit-dirac", "audit-pictures"},
+        "method": {*get_args(Trainable), "attention-3-7", "attention-8-16", "dp-mepf", "dpagg-ti", "base", "real"},
+    },
     "defences": {
         "attack": {
             *(f"{kind}{attack}" for kind in ("", "reference-", "shaken-", "shaken-reference-") for attack in _MEMBERSHIP),

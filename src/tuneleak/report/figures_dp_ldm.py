@@ -1,8 +1,8 @@
 """The figures and tables of the DP-LDM study, drawn from its metrics and sampled pictures alone.
 
 Figures: `dp_tradeoff` (utility against epsilon), `dp_samples`, `dp_weights` (change of attention weights per block), `dp_audit` (claimed against
-audited epsilon). Tables (TeX): `dp_utility`, `dp_audit`, `dp_sigma` (noise of the published settings, computed), `dp_weights` (trained weights per
-architecture).
+audited epsilon). Tables (TeX): `dp_utility`, `dp_bars` (what each world can show), `dp_audit`, `dp_sigma` (noise of the published settings, computed),
+`dp_weights` (trained weights per architecture).
 """
 
 from pathlib import Path
@@ -12,23 +12,26 @@ import numpy as np
 from tuneleak import files
 from tuneleak.data.imageset import ImageSet
 from tuneleak.errors import InputError
+from tuneleak.metrics import dp_bars
 from tuneleak.privacy import accounting
+from tuneleak.privacy.auditing import CEILING
 from tuneleak.report import names, rows, style, tex
 
 COLOURS = {
     "attention": "#0072B2", "all": "#D55E00", "lora": "#009E73", "resblocks": "#CC79A7", "input": "#E69F00", "bias": "#56B4E9", "dp-mepf": "#000000",
     "dpagg-ti": "#999999",
 }  # fmt: skip
-# Training of the published settings (the authors' and DPImageBench's files): name, steps, q, delta
+# Training of the published settings (the authors' and DPImageBench's files): name, steps, q, delta, and the budgets at which sigma was also computed elsewhere
 SETTINGS = [
-    ("CIFAR-10", 750, 0.04, 1e-5), ("CelebA 64", 1400, 0.05, 1e-6), ("CelebA-HQ text", 940, 1 / 94, 1e-5), ("CIFAR-10 (DPImageBench)", 1650, 1 / 11, 1e-5),
+    ("MNIST", 6000, 1 / 30, 1e-5, (10, 1)), ("CIFAR-10", 750, 0.04, 1e-5, (10, 5, 1)), ("CelebA 64", 1400, 0.05, 1e-6, (10, 5, 1)),
+    ("CelebA-HQ text", 940, 1 / 94, 1e-5, (10,)), ("CIFAR-10 (DPImageBench)", 1650, 1 / 11, 1e-5, (10, 1)),
 ]  # fmt: skip
-BUDGETS = (10, 1)
-DISTANCES = ("FD-", "FID")
+BUDGETS = (10, 5, 1)  # of the paper
+DISTANCES = dp_bars.DISTANCES
 
 
 def figures(metrics, samples, images, out, tables):
-    """Write `<out>/dp_{tradeoff,samples,weights,audit}.{pdf,png}` and `<tables>/dp_{utility,audit,sigma,weights}.tex`.
+    """Write `<out>/dp_{tradeoff,samples,weights,audit}.{pdf,png}` and `<tables>/dp_{utility,bars,audit,sigma,weights}.tex`.
 
     metrics: table of `evaluate dp-ldm`; samples: ImageSets of `sample-classes`; images: ImageSets with the real pictures;
     without them `dp_samples` is not drawn.
@@ -44,6 +47,7 @@ def figures(metrics, samples, images, out, tables):
     weights(measured, out)
     audits(measured, out)
     files.write_text(tables / "dp_utility.tex", utility_table(measured))
+    files.write_text(tables / "dp_bars.tex", bars_table(measured))
     files.write_text(tables / "dp_audit.tex", audit_table(measured))
     files.write_text(tables / "dp_sigma.tex", sigma_table())
     files.write_text(tables / "dp_weights.tex", weights_table(measured))
@@ -187,12 +191,27 @@ def utility_table(measured):
     return tex.tabular("@{}lr" + "l" * len(metrics) + "@{}", [["", r"$\varepsilon$", *map(tex.escape, metrics)]], body)
 
 
+def bars_table(measured):
+    """TeX tabular: per world, what real pictures, the base and training without noise must clear, and whether they do."""
+    table, body = dp_bars.bars(measured), []
+    for world in names.worlds_in_order(table.world):
+        block = table[table.world == world]
+        body.append(tex.heading(tex.escape(f"{names.world_name(world)}: {dp_bars.verdict(block.met)}"), 5))
+        for row in block.itertuples():
+            who = {"real": "", "base": ""}.get(row.method, names.method_name(row.method))
+            limit = f"{row.side} {tex.number(row.limit)}" if np.isfinite(row.limit) else tex.MISSING
+            cells = [tex.escape(", ".join(filter(None, (who, row.metric)))), tex.with_interval(row.value, row.ci_low, row.ci_high, 3, 2), limit]
+            body.append([tex.escape(row.bar), *cells, row.met])
+    return tex.tabular("@{}lllll@{}", [["bar", "of", "value", "limit", ""]], body or [[tex.MISSING] * 5])
+
+
 def audit_table(measured):
-    """TeX tabular: claimed and audited epsilon, and the share of right guesses."""
+    """TeX tabular: claimed and audited epsilon, each beside what it would be were every guess right, and the share of right guesses."""
     table, body = measured[measured.attack.str.startswith("audit-")], []
     for (world, attack, defence), cell in table.groupby(["world", "attack", "defence"]):
         found = cell.set_index("metric").value
-        names_of = ("audited epsilon (one run)", "audited epsilon (many runs)", "correct guesses")
+        bounds = ("audited epsilon (one run)", "audited epsilon (many runs)")
+        names_of = [name for bound in bounds for name in (bound, f"{CEILING}{bound}")] + ["correct guesses"]
         body.append(
             [
                 tex.escape(names.world_name(world)),
@@ -201,20 +220,23 @@ def audit_table(measured):
                 *(tex.number(found.get(name, np.nan), 2) for name in names_of),
             ]
         )
-    body = body or [[tex.MISSING] * 6]
-    return tex.tabular("@{}llrrrr@{}", [["world", "canaries", "claimed", "one run", "many runs", "right guesses"]], body)
+    body = body or [[tex.MISSING] * 8]
+    head = ["world", "canaries", "claimed", "one run", "of at most", "many runs", "of at most", "right guesses"]
+    return tex.tabular("@{}llrrrrrr@{}", [head], body)
 
 
 def sigma_table():
-    """TeX tabular: the noise multipliers of the published settings, and what both accountants say at them."""
+    """TeX tabular: the noise multipliers of the published settings, and what both accountants say at them; a dash where nothing can check them."""
     body = []
-    for name, steps, q, delta in SETTINGS:
+    for name, steps, q, delta, known in SETTINGS:
         for target in BUDGETS:
-            sigma = accounting.noise_multiplier(target, delta, q, steps)
-            prv, pld = accounting.cross_check([(sigma, q, steps)], delta)
-            body.append(
-                [tex.escape(name), str(steps), tex.number(q, 4), rf"$10^{{{round(np.log10(delta))}}}$", str(target), f"{sigma:.3f}", f"{prv:.3f}", f"{pld:.3f}"]
-            )
+            cells = [tex.escape(name), str(steps), tex.number(q, 4), rf"$10^{{{round(np.log10(delta))}}}$", str(target)]
+            if target in known:
+                sigma = accounting.noise_multiplier(target, delta, q, steps)
+                cells += [f"{value:.3f}" for value in (sigma, *accounting.cross_check([(sigma, q, steps)], delta))]
+            else:
+                cells = [*cells[:1], tex.NOT_RECORDED, tex.NOT_RECORDED, tex.NOT_RECORDED, *cells[4:], *[tex.NOT_RECORDED] * 3]
+            body.append(cells)
     return tex.tabular("@{}lrrrrrrr@{}", [["setting", "steps", "$q$", r"$\delta$", "budget", r"$\sigma$", "PRV", "PLD"]], body)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tuneleak import files
 from tuneleak.errors import InputError
-from tuneleak.report import jobs, macros, record, recorded, rows, typeset
+from tuneleak.report import dp_costs, jobs, macros, record, recorded, rows, typeset
 
 APT = "apt-get install --no-install-recommends texlive-latex-recommended texlive-fonts-recommended latexmk"
 _LATEXMK = ("latexmk", "-norc", "-pdf", "-interaction=nonstopmode", "-halt-on-error", "-file-line-error", "-outdir=output", "main.tex")
@@ -16,11 +16,12 @@ _TIMEOUT = 600  # seconds
 _SOURCES = ("main.tex", "refs.bib", "sections")
 
 
-def paper(metrics, claims, tables, figures, reference, sources, out, benchmarks=None, costs=None):
+def paper(metrics, claims, tables, figures, reference, sources, out, benchmarks=None, costs=None, methods=None):
     """Write the paper (PDF), and beside it the folder `<name of out>-build` with all that went into it and the log.
 
     metrics, claims: tables of a run; tables: folder of `tuneleak tables`; figures: folders of `tuneleak figures ...`; reference:
-    paper/reference; sources: paper/; benchmarks: folder of Snakemake's benchmark TSVs, for the cost table, or `costs` read from them.
+    paper/reference; sources: paper/; benchmarks: folder of Snakemake's benchmark TSVs, for the tables of cost, or `costs` and `methods`
+    (`record.seconds_per_rule`, `dp_costs.per_method`) read from them.
     The sources are copied, never written to. Equal inputs give equal bytes: dates come from SOURCE_DATE_EPOCH (0 if unset).
     Raises `InputError` if LaTeX is missing or stops.
     """
@@ -32,14 +33,15 @@ def paper(metrics, claims, tables, figures, reference, sources, out, benchmarks=
     _copy(Path(sources), Path(tables), [Path(folder) for folder in figures], build)
     if benchmarks:
         costs = record.seconds_per_rule(benchmarks, jobs.calls_per_rule(jobs.read(Path(metrics).parent)))
-    generate(metrics, claims, reference, build, costs)
+        methods = dp_costs.per_method(Path(metrics).parent, benchmarks)
+    generate(metrics, claims, reference, build, costs, methods)
     pdf = _run_latex(build)
     with files.atomic(out) as temporary:
         shutil.copyfile(pdf, temporary)
     files.write_meta(out, None, metrics=str(metrics), claims=str(claims), figures=[str(folder) for folder in figures], tables=str(tables))
 
 
-def generate(metrics, claims, reference, build, costs=None):
+def generate(metrics, claims, reference, build, costs=None, methods=None):
     """Write macros.tex and the generated tables into the folder `build`."""
     measured, registered = rows.read_metrics(metrics), macros.read_claims(claims)
     facts = record.facts_of(metrics)
@@ -50,6 +52,7 @@ def generate(metrics, claims, reference, build, costs=None):
     files.write_text(build / "tables" / "claims.tex", typeset.claims_table(registered, past_claims))
     files.write_text(build / "tables" / "published.tex", typeset.published_table(reference))
     files.write_text(build / "tables" / "cost.tex", typeset.cost_table(costs, past_costs))
+    files.write_text(build / "tables" / "dp_cost.tex", dp_costs.table(methods, recorded.methods(reference)))
 
 
 def _copy(sources, tables, figures, build):

@@ -10,7 +10,7 @@ import pandas as pd
 
 from tuneleak import files
 from tuneleak.errors import InputError
-from tuneleak.report import jobs, rows
+from tuneleak.report import dp_costs, jobs, rows
 
 META = "run.meta.json"
 SCORES = {  # of a results folder; `matches` in as many columns as reading it takes
@@ -28,7 +28,7 @@ def record(metrics, benchmarks, out, claims=None, results=None, resources="resou
     metrics: metrics.csv of a run, with its sidecar; benchmarks: folder of Snakemake's benchmark TSVs; out: paper/reference/<preset>;
     claims: claims.csv of the same run; systems recorded from other runs keep their rows; results: folder of the run, for the scores;
     resources: the shipped models. run.meta.json holds the machine, the versions, the settings, a digest of those models and the seconds, memory and UNet
-    calls per rule.
+    calls per rule, and what a private training of each method took (`dp_costs.per_method`).
     """
     if rows.read_metrics(metrics).empty:
         raise InputError(f"{metrics} has no row; there is nothing to record")
@@ -39,6 +39,7 @@ def record(metrics, benchmarks, out, claims=None, results=None, resources="resou
         "preset": Path(out).resolve().name,
         "models": models_digest(resources),
         "rules": seconds_per_rule(benchmarks, jobs.calls_per_rule(jobs.read(Path(metrics).parent))),
+        "methods": dp_costs.per_method(Path(metrics).parent, benchmarks),
     }
     as_text = pd.read_csv(metrics, dtype=str, keep_default_na=False)  # copied to the letter
     if claims:

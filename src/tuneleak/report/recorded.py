@@ -58,6 +58,12 @@ def rules(reference, preset):
     return found
 
 
+def methods(reference):
+    """`dp_costs.per_method` of the recorded run of DP-LDM, or None."""
+    path = metrics_of(reference, "dp-ldm")
+    return record.facts_of(path).get("methods") if path else None
+
+
 def costs(reference):
     """`record.seconds_per_rule` of the recorded runs together, or None; a rule that ran in several presets is the largest one's."""
     found = {}

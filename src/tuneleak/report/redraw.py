@@ -13,7 +13,7 @@ from tuneleak.metrics import join
 from tuneleak.report import claims, paper, record, style, tables
 
 PICTURES = ("pictures", "weights-reconstructions", "dp_samples", "shake_pairs")  # figures that show pictures
-_GENERATED = ("setup", "claims", "published", "cost")  # tables that the paper writes itself
+_GENERATED = ("setup", "claims", "published", "cost", "dp_cost")  # tables that the paper writes itself
 
 
 def redraw(preset, out, root="."):
@@ -40,7 +40,9 @@ def redraw(preset, out, root="."):
     for name, why in sorted(missing.items()):
         print(f"not drawn: {name} ({why})")
     costs = {rule: cost for each in facts for rule, cost in each.get("rules", {}).items()}
-    paper.paper(metrics, out / "claims.csv", out / "tables", [out / "figures"], reference, root / "paper", out / "paper.pdf", costs=costs)
+    methods = {name: cost for each in facts for name, cost in each.get("methods", {}).items()}
+    arguments = {"tables": out / "tables", "figures": [out / "figures"], "reference": reference, "sources": root / "paper"}
+    paper.paper(metrics, out / "claims.csv", out=out / "paper.pdf", costs=costs, methods=methods, **arguments)
     print(f"{out}: {len(list((out / 'figures').glob('*.pdf')))} figures and {len(list((out / 'tables').glob('*.tex')))} tables")
 
 
