@@ -178,8 +178,10 @@ def test_every_registered_claim_finds_its_row_or_says_why_not(tmp_path):
     judged = tmp_path / "claims.csv"
     claims.claims(tmp_path / "main.csv", REFERENCE / "claims.yaml", "embedded", judged)
     found = pd.read_csv(judged).query("system == 'shake-to-leak'")
-    assert len(found) == 7 and found.set_index("id").reason["shake-extracts-members"] == "attack 'regeneration-aligned' was not run"
-    found = found[found.id != "shake-extracts-members"]
+    assert len(found) == 9 and found.set_index("id").reason["shake-extracts-members"] == "attack 'regeneration-aligned' was not run"
+    along = found[found.id.str.endswith("-at-equal-loss")]
+    assert len(along) == 2 and set(along.reason) == {"defence 'steps=matched' was not run"}
+    found = found[(found.id != "shake-extracts-members") & ~found.id.isin(along.id)]
     assert set(found.status) <= {"consistent-direction", "opposite-direction", "inconclusive"} and set(found.unit) == {"images"}
     alone = scores(domains=3, pictures=8, bases=("H1",), methods=("dreambooth+lora",), sources=("self",))
     evaluated(alone[alone.attack == "loss"].assign(attack="secmi-stat"), tmp_path)
