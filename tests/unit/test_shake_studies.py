@@ -8,7 +8,7 @@ import pytest
 
 from tuneleak.metrics import cell_rows, roc, shake_studies, shake_to_leak
 from tuneleak.options import ShakeEvaluateOptions
-from tuneleak.report import claims, figures_shake
+from tuneleak.report import claims, figures_shake, figures_shake_studies
 from tuneleak.report import rows as report_rows
 
 MOST = "shake-dreambooth-lora-leaks-most-at-equal-loss"
@@ -142,6 +142,8 @@ def test_trajectories_are_compared_at_all_losses_that_both_reach(tmp_path):
         "end-to-end-minus-dreambooth+lora",
         "dreambooth+lora-minus-best-other",
     }
+    figures_shake_studies.studies(found, tmp_path / "figures")
+    assert (tmp_path / "figures" / "shake_studies.png").read_bytes().startswith(b"\x89PNG")
     judged = _claims(tmp_path, found)
     assert judged.method.to_dict() == {"shake-peft-leaks-more-at-equal-loss": "lora-minus-end-to-end", MOST: "dreambooth+lora-minus-best-other"}
     assert judged.status[MOST] == "consistent-direction" and judged.value[MOST] == pytest.approx(most.value, abs=1e-6) and judged.unit[MOST] == "concepts"
