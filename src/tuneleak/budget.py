@@ -279,8 +279,7 @@ def shake_rows(study):
     shake = study.shake_to_leak
     kinds = {source.name: source.kind for source in study.images}
     pictures = study.population.named_photographs * sum(kinds[name] == "population" for name in shake.images)
-    calls = sum(importlib.import_module(f"tuneleak.attacks.membership.{name.replace('-', '_')}").calls(shake.membership) for name in shake.membership.attacks)
-    scoring = shake.domains * pictures * calls * len(shake.membership.captions)
+    scoring = shake.domains * pictures * _membership_calls(shake.membership)
     for base in shake.bases:
         told = {"world": shake.world, "models": shake.domains}
         for kind in ["self", *(name for name in shake.controls if name in ("unrelated", "another"))]:
@@ -288,6 +287,10 @@ def shake_rows(study):
             yield told | {"method": f"{base.name}, draw {kind}", "models": 0, "training": 0, "sampling": drawn}
         yield told | {"method": f"{base.name}, base", "models": 0, "training": 0, "sampling": scoring}
         yield from _shake_studies(shake, told["world"], base.name, scoring // shake.domains)
+        further = shake.further_attacks
+        if base.name in further.bases:
+            asked = shake.domains * pictures * _membership_calls(further.membership) * (1 + len(further.methods))
+            yield told | {"method": f"{base.name}, further attacks", "models": 0, "training": 0, "sampling": asked}
         drawn = shake.regeneration.options.count * shake.regeneration.options.steps * 2 if shake.regeneration.methods else 0
         judged = shake.regeneration.tune_domains + shake.domains * (1 + len(shake.regeneration.methods))
         yield told | {"method": f"{base.name}, regenerate", "models": 0, "training": 0, "sampling": drawn * judged}
@@ -297,6 +300,12 @@ def shake_rows(study):
                 name = options.method if source == "self" else f"{options.method} ({source})"
                 steps = 1 if source == "lr0" else options.steps_per_image
                 yield told | {"method": f"{base.name}, {name}", "training": once * steps, "sampling": scoring}
+
+
+def _membership_calls(options):
+    """Model calls per picture and model."""
+    modules = [importlib.import_module(f"tuneleak.attacks.membership.{name.replace('-', '_')}") for name in options.attacks]
+    return sum(module.calls(options) for module in modules) * len(options.captions)
 
 
 def _trained_once(options):

@@ -31,6 +31,7 @@ SYSTEMS = {  # of the rules whose tables are kept: those that ask models
     "audit_private": "dp-ldm",
     "shake_scores": "shake-to-leak",
     "shake_study_scores": "shake-to-leak",
+    "shake_further_attacks": "shake-to-leak",
     "shake_set_losses": "shake-to-leak",
     "shake_gaussian_scores": "shake-to-leak",
     "shake_fidelity": "shake-to-leak",

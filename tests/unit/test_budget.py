@@ -41,6 +41,9 @@ def test_shake_to_leak_costs_what_its_arithmetic_says():
     # 4 domains x 100 photographs x (loss 2 x 2, SecMI 10 + 2, PIA 2, SimA 1) calls; 4 domains x 24 pictures x 6 steps x batch 4, three calls each
     assert rows["H1, lora"] == {"world": "named", "models": 4, "method": "H1, lora", "training": 3 * 4 * 24 * 6 * 4, "sampling": 4 * 100 * 19}
     assert rows["H1, draw self"]["sampling"] == 4 * 24 * 20 * 2 and rows["H1, dreambooth+lora (lr0)"]["training"] == 3 * 4 * 24 * 4
+    full = {row["method"]: row for row in budget.shake_rows(budget.load(ROOT / "config.yaml", ROOT / "workflow/presets/full.yaml"))}
+    # 20 domains x 100 photographs x (SecMI 12, PIAN 2, PFAMI 10 x 11, CLiD 15) calls, base and one tuned model
+    assert full["H1, further attacks"]["sampling"] == 2 * 20 * 100 * 139 and "H1-twin, further attacks" not in full
     total = sum(row["training"] + row["sampling"] for row in rows.values())
     assert total < 150_000 * len(study.shake_to_leak.bases), "beside FineXtract, a base must not add more than six minutes on two cores"
 

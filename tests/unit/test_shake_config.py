@@ -2,12 +2,14 @@
 
 import copy
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
 from tuneleak import budget, config
 from tuneleak.errors import InputError
+from tuneleak.options import MembershipAttack
 
 ROOT = Path(__file__).resolve().parents[2]
 POINT = {"study": "rank", "value": "4", "method": "lora", "finetune": {"rank": 4}}
@@ -41,6 +43,9 @@ def test_a_point_is_the_recipe_with_something_changed(values):
         ({"further_methods": [{"method": "lora"}]}, "stands there once"),
         ({"regeneration": {"methods": ["hypernetwork"]}}, "not among `methods`"),
         ({"regeneration": {"tune_domains": 9}}, "domains before first_domain"),
+        ({"further_attacks": {"bases": ["H2"]}}, "further_attacks.bases: 'H2' is not among"),
+        ({"further_attacks": {"bases": ["H1"], "methods": ["hypernetwork"]}}, "further_attacks.methods: 'hypernetwork' is not among"),
+        ({"further_attacks": {"bases": ["H1"], "membership": {"attacks": ["pian", "pia"]}}}, "'pia' is among membership.attacks too"),
     ],
 )
 def test_what_does_not_fit_is_named(values, change, says):
@@ -62,5 +67,6 @@ def test_the_full_preset_studies_what_the_paper_leaves_open():
     assert steps == {recipe.images_per_concept * recipe.steps_per_image}, "size is varied at equal steps"
     assert [point.after for point in by_study["rounds"]] == ["self", "2", "3", "4"], "five rounds"
     assert {point.method for point in by_study["steps"]} == {options.method for options in shake.methods}
+    assert {*shake.membership.attacks, *shake.further_attacks.membership.attacks} == {*get_args(MembershipAttack)}, "every attack there is"
     methods = {options.method for options in [*shake.methods, *shake.further_methods]}
     assert len(methods) == 11, "the nine of the paper, prior preservation, and LoRA with text encoder"

@@ -1,14 +1,17 @@
 """Studies of Shake-to-Leak: changed recipes, the best of random draws, methods at equal loss."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from tuneleak.metrics import cell_rows, roc, shake_studies, shake_to_leak
 from tuneleak.options import ShakeEvaluateOptions
-from tuneleak.report import figures_shake
+from tuneleak.report import claims, figures_shake, figures_shake_studies
 from tuneleak.report import rows as report_rows
 
+MOST = "shake-dreambooth-lora-leaks-most-at-equal-loss"
 OPTIONS = ShakeEvaluateOptions(bootstrap=100)
 COLUMNS = [*shake_to_leak._TEXT, "score", "model_calls"]
 
@@ -107,6 +110,62 @@ def test_methods_are_compared_where_their_losses_meet(tmp_path):
     assert one(found, **told).value == pytest.approx(one(found, defence="steps=8").value, abs=1e-6), ".7 is where lora ends"
     between = 0.75 * one(found, method="end-to-end", defence="steps=4").value + 0.25 * one(found, method="end-to-end", defence="steps=8").value
     assert one(found, method="end-to-end", **told).value == pytest.approx(between, abs=1e-6)
+    difference = one(found, method="lora-minus-end-to-end", **told)
+    assert difference.value == pytest.approx(one(found, **told).value - between, abs=1e-6) and difference.ci_high < 0
+    own = np.hypot(*[row.ci_high - row.ci_low for row in (one(found, **told), one(found, method="end-to-end", **told))])
+    assert difference.ci_high - difference.ci_low < own, "paired: both are of the same pictures"
+    assert one(found, **told | {"method": "lora-minus-end-to-end"}).interval == "images", "three domains are too few to draw from"
+
+
+def test_trajectories_are_compared_at_all_losses_that_both_reach(tmp_path):
+    """Two methods that leak alike at every loss differ after equal steps, and not at equal losses; one that leaks more is found, whichever goes further."""
+    amounts = {"lora": (0.4, 0.8), "end-to-end": (0.8, 1.6), "dreambooth+lora": (0.7, 1.4)}  # the last goes as far as the first
+    models = [(method, "steps", str(step), "0", amount, 0.0) for method, both in amounts.items() for step, amount in zip((4, 8), both, strict=True)]
+    table = scores([*models, *((method, source, "4", "0", 0.4, 0.0) for method in amounts for source in ("self", "unrelated", "instrument"))], domains=9)
+    reached = {(method, str(step)): 1 - (1 if method == "end-to-end" else 0.5) * step / 10 for method in amounts for step in (4, 8)} | {("", ""): 1.0}
+    along = table[table.world.isin(["", "steps"])]
+    losses = along.assign(score=[-reached[method, step] for method, step in zip(along.method, along.step, strict=True)])
+    found = evaluated(table, tmp_path, losses)
+    told = {"defence": "steps=matched", "metric": "amplification over matched losses"}
+    ends = [0.0, one(found, defence="steps=4").value, one(found, defence="steps=8").value]
+    mean = one(found, **told)
+    assert mean.value == pytest.approx((ends[0] + 2 * ends[1] + ends[2]) / 4, abs=2e-5), "trapezia over equal stretches of the loss"
+    assert mean.interval == "", "nine domains are drawn from"
+    most = one(found, **told | {"method": "dreambooth+lora-minus-best-other"})
+    assert most.ci_low > 0 and most.value == pytest.approx(
+        one(found, **told | {"method": "dreambooth+lora"}).value - max(mean.value, one(found, **told | {"method": "end-to-end"}).value), abs=1e-6
+    )
+    assert set(found[found.metric == told["metric"]].method) == {
+        *amounts,
+        "lora-minus-end-to-end",
+        "lora-minus-dreambooth+lora",
+        "end-to-end-minus-dreambooth+lora",
+        "dreambooth+lora-minus-best-other",
+    }
+    figures_shake_studies.studies(found, tmp_path / "figures")
+    assert (tmp_path / "figures" / "shake_studies.png").read_bytes().startswith(b"\x89PNG")
+    judged = _claims(tmp_path, found)
+    assert judged.method.to_dict() == {"shake-peft-leaks-more-at-equal-loss": "lora-minus-end-to-end", MOST: "dreambooth+lora-minus-best-other"}
+    assert judged.status[MOST] == "consistent-direction" and judged.value[MOST] == pytest.approx(most.value, abs=1e-6) and judged.unit[MOST] == "concepts"
+    # the same leak at the same loss, twice as fast: nothing is left of the difference that equal steps show
+    assert abs(one(found, **told | {"method": "lora-minus-end-to-end"}).value) < 0.01 < one(found, method="end-to-end", defence="steps=4").value - ends[1]
+
+
+def _claims(folder, table):
+    """What the registered claims about equal loss make of a table of the loss, as if SecMI had given it."""
+    table = table.assign(attack=table.attack.str.replace("loss", "secmi-stat"))[list(report_rows.COLUMNS)]
+    table.to_csv(folder / "as-secmi.csv", index=False)
+    claims.claims(folder / "as-secmi.csv", Path(__file__).parents[2] / "paper/reference/claims.yaml", "full", folder / "claims.csv")
+    judged = pd.read_csv(folder / "claims.csv").set_index("id")
+    return judged[judged.index.str.endswith("-at-equal-loss")]
+
+
+def test_methods_that_never_leave_the_base_are_not_compared(tmp_path):
+    table = scores([("lora", "steps", "4", "0", 0.4, 0.1), ("end-to-end", "steps", "4", "0", 0.4, 0.1)])
+    reached = {"": 1.0, "lora": 1.1, "end-to-end": 0.9}  # lora only gets worse: the base is where both have been
+    losses = table.assign(score=[-reached[method] for method in table.method])
+    found = evaluated(table.replace({"world": {"steps": "steps=4"}}), tmp_path, losses.replace({"world": {"steps": "steps=4"}}))
+    assert not (found.defence == "steps=matched").any()
 
 
 def test_a_base_that_stands_alone_is_not_pooled(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from tuneleak.attacks.membership.blind import blind_scores
 from tuneleak.errors import InputError
-from tuneleak.metrics import cell_rows, intervals, roc, shake_to_leak
+from tuneleak.metrics import cell_rows, intervals, join, roc, shake_to_leak
 from tuneleak.options import ShakeEvaluateOptions
 from tuneleak.report import claims, figures_shake
 from tuneleak.report import rows as report_rows
@@ -105,6 +105,20 @@ def test_controls_stand_beside_every_amplification(default):
     assert both.value == pytest.approx(expected, abs=1e-6)
 
 
+def test_attacks_on_a_few_models_have_a_table_of_their_own_that_joins_the_other(tmp_path):
+    """Under the base's name alone, since `all` bases have not been asked; what the base's best attack is stays what it was."""
+    table = scores(methods=("dreambooth+lora",), sources=("self",))
+    main = evaluated(table[table.attack == "sima"], tmp_path)
+    (tmp_path / "main.csv").rename(tmp_path / "few.csv")
+    few = table[(table.attack == "loss") & (table.base == "H1")].assign(attack="pfami", model_calls=110)
+    assert set(evaluated(few, tmp_path, alone=["H1"]).base) == {"H1"}
+    join.join([tmp_path / "few.csv", tmp_path / "main.csv"], tmp_path / "metrics.csv")
+    both = report_rows.read_metrics(tmp_path / "metrics.csv")
+    told = {"metric": "amplification", "method": "dreambooth+lora"}
+    assert len(both) > len(main) and one(both, base="H1", attack="pfami", **told).value > 0.1
+    assert one(both, attack="sima", **told).value == one(main, attack="sima", **told).value
+
+
 def test_random_labels_give_nothing_within_the_interval(tmp_path):
     table = scores(effect=0.7, domains=9, bases=("H1",), methods=("lora",), sources=("self",))
     rng = np.random.default_rng(1)
@@ -178,8 +192,10 @@ def test_every_registered_claim_finds_its_row_or_says_why_not(tmp_path):
     judged = tmp_path / "claims.csv"
     claims.claims(tmp_path / "main.csv", REFERENCE / "claims.yaml", "embedded", judged)
     found = pd.read_csv(judged).query("system == 'shake-to-leak'")
-    assert len(found) == 7 and found.set_index("id").reason["shake-extracts-members"] == "attack 'regeneration-aligned' was not run"
-    found = found[found.id != "shake-extracts-members"]
+    assert len(found) == 9 and found.set_index("id").reason["shake-extracts-members"] == "attack 'regeneration-aligned' was not run"
+    along = found[found.id.str.endswith("-at-equal-loss")]
+    assert len(along) == 2 and set(along.reason) == {"defence 'steps=matched' was not run"}
+    found = found[(found.id != "shake-extracts-members") & ~found.id.isin(along.id)]
     assert set(found.status) <= {"consistent-direction", "opposite-direction", "inconclusive"} and set(found.unit) == {"images"}
     alone = scores(domains=3, pictures=8, bases=("H1",), methods=("dreambooth+lora",), sources=("self",))
     evaluated(alone[alone.attack == "loss"].assign(attack="secmi-stat"), tmp_path)

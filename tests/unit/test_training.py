@@ -7,6 +7,7 @@ from torch import nn
 
 from tuneleak import runtime
 from tuneleak.errors import InputError
+from tuneleak.metrics import curve
 from tuneleak.models import training
 from tuneleak.models.optimizer import MuonAdamW
 from tuneleak.options import AutoencoderOptions, BaseOptions
@@ -140,6 +141,8 @@ def test_snapshots_are_evenly_spaced_averages(tmp_path):
     assert [path.stem for path in written] == ["000010", "000020", "000030"]
     assert torch.allclose(load_file(written[-1])["0.weight"].float(), last["0.weight"], atol=1e-3)
     assert not torch.allclose(load_file(written[0])["0.weight"].float(), last["0.weight"], atol=1e-3)
+    (tmp_path / "snapshots/.000010.safetensors.4711.tmp.safetensors").write_bytes(written[0].read_bytes()[:100])  # a job was killed while it wrote
+    assert curve.snapshots_of(tmp_path) == written
 
 
 def test_the_pixels_an_expression_changes_weigh_more():

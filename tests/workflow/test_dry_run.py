@@ -89,6 +89,19 @@ def test_a_further_base_has_models_of_its_own_and_the_attacks_asked_for(clone):
     assert told == {("H1", "identities", "3"), ("H1-twin", "identities@H1-twin", "7")}
 
 
+def test_further_membership_attacks_are_one_job_and_change_no_other(clone):
+    """In full on one base and method; what the study's own jobs are told is what they were told before there were further ones."""
+    run = ("--dry-run", "--printshellcmds", *overlay_of("full"))
+    without = clone.overlay(yaml.safe_dump({"shake_to_leak": {"further_attacks": {"bases": [], "methods": []}}}))
+    calls = [set(re.findall(r"tuneleak (?!paper).*", clone.snakemake(*run, *more, "--", "shake").stdout)) for more in ((), (without,))]
+    scored, evaluated = sorted(calls[0] - calls[1])
+    assert not calls[1] - calls[0] and "--models results/full/shake-to-leak/H1/models/self/dreambooth+lora/0 --members" in scored
+    assert (
+        '"attacks": ["secmi-nns", "pian", "pfami", "clid"]' in scored
+        and "evaluate shake-to-leak --scores results/full/shake-to-leak/H1/further-attacks0.csv" in evaluated
+    )
+
+
 def test_victims_of_other_recipes_have_their_own_pictures_and_gallery(clone):
     """The same people on one and on ten pictures, and artists, who are another world and have controls of their own."""
     done = clone.snakemake("--dry-run", "--printshellcmds", *overlay_of("full"), "workflow/overlays/weights-others.yaml", "--", "weights").stdout

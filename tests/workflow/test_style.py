@@ -1,5 +1,6 @@
 """The workflow's files: format, lint, and what every rule must have."""
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -80,3 +81,17 @@ def test_the_slurm_profile_places_every_rule_that_uses_a_gpu():
     blocks = [block for path in sorted((ROOT / "workflow/rules").glob("*.smk")) for block in re.split(r"^(?=rule )", path.read_text(), flags=re.MULTILINE)]
     rules = {block.split(":")[0].removeprefix("rule ") for block in blocks if block.startswith("rule ") and "gpu=GPU" in block}
     assert len(rules) > 10 and set(profile["set-resources"]) == rules
+
+
+def test_every_rule_is_killed_or_runs_as_one_that_is():
+    """A rule that is new has to be given to `survival.py`: as a kind of its own, or as a job that runs the same verb as a kind."""
+    specification = importlib.util.spec_from_file_location("survival", Path(__file__).with_name("survival.py"))
+    survival = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(survival)
+    verbs = {rule.id: re.search(r"python -m tuneleak ((?:attack |evaluate |measure |figures )?[a-z-]+)", rule.values[0]).group(1) for rule in rules()}
+    listed = [*survival.KINDS, *(rule for found in survival.LIKE.values() for rule in found), *survival.AT_ONCE, *survival.NETWORK]
+    assert sorted(listed) == sorted(verbs)
+    assert all(verbs[rule] == verbs[kind] for kind, found in survival.LIKE.items() for rule in found)
+    assert not {verbs[rule] for rule in survival.AT_ONCE} & {verbs[kind] for kind in survival.KINDS if kind != "evaluate_finextract"}
+    chosen = survival.drawn(survival.SMOKE, 3, ROOT)
+    assert chosen == survival.drawn(survival.SMOKE, 3, ROOT) and len({kind for kind, _ in chosen}) == 3

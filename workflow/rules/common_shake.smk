@@ -156,6 +156,16 @@ def shake_scores_tables():
     return found + [f"{folder}/gaussian.csv" for folder in folders if SHAKE.gaussian.domains]
 
 
+def shake_further_models(wildcards):
+    folder = f"{RESULTS}/shake-to-leak/{wildcards.base}/models"
+    return [f"{folder}/self/{method}/{wildcards.shard}/manifest.csv" for method in SHAKE.further_attacks.methods]
+
+
+def shake_further_tables():
+    """Tables of the attacks that only a few models are judged by."""
+    return [f"{RESULTS}/shake-to-leak/{base}/further-attacks{shard}.csv" for base in SHAKE.further_attacks.bases for shard in SHAKE_SHARDS]
+
+
 def shake_set_losses():
     return [f"{RESULTS}/shake-to-leak/{base}/set-losses.csv" for base in SHAKE_BASES] if "steps" in SHAKE_STUDIES else []
 
@@ -230,13 +240,14 @@ def shake_pairs_flag(wildcards, input):
 
 
 def shake_tables():
-    """The metrics table of the study, if this preset runs it."""
-    return [f"{RESULTS}/metrics/shake-to-leak/main.csv"] if SHAKE.bases else []
+    """The metrics tables of the study, if this preset runs it."""
+    further = [f"{RESULTS}/metrics/shake-to-leak/further-attacks.csv"] if SHAKE.further_attacks.bases else []
+    return [f"{RESULTS}/metrics/shake-to-leak/main.csv", *further] if SHAKE.bases else []
 
 
 def shake_figures():
     return [f"{RESULTS}/figures/shake-to-leak/shake_{name}.pdf" for name in SHAKE_FIGURES] if SHAKE.bases else []
 
 
-def shake_membership_code():
-    return code(*(module for name in SHAKE.membership.attacks for module in codedigest.attack_modules("membership", name)))
+def shake_membership_code(options=SHAKE.membership):
+    return code(*(module for name in options.attacks for module in codedigest.attack_modules("membership", name)))

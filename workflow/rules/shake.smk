@@ -249,6 +249,38 @@ rule shake_study_scores:
         " --members {input.members} --out {output.scores} --device {params.device} --dtype {params.dtype} --options {params.options:q} > {log} 2>&1"
 
 
+rule shake_further_attacks:
+    input:
+        base=shake_base,
+        images=shake_images(),
+        models=shake_further_models,
+        members=shake_members,
+    output:
+        scores="<results>/shake-to-leak/{base}/further-attacks{shard}.csv",
+    log:
+        "<logs>/shake_further_attacks/{base}.{shard}.log",
+    benchmark:
+        "<benchmarks>/shake_further_attacks/{base}.{shard}.tsv"
+    conda:
+        "../../envs/models.yaml"
+    threads: study.threads
+    resources:
+        gpu=GPU,
+        mem_mb=gigabytes(4, scaled=True),
+        runtime=minutes(480, scaled=True),
+    params:
+        base=shake_base_folder,
+        images=folders_of("images"),
+        models=folders_of("models"),
+        device=DEVICE,
+        dtype=study.dtype,
+        options=as_json(SHAKE.further_attacks.membership),
+        code=shake_membership_code(SHAKE.further_attacks.membership),
+    shell:
+        "exec python -m tuneleak attack membership --images {params.images:q} --base {params.base:q} --models {params.models:q}"
+        " --members {input.members} --out {output.scores} --device {params.device} --dtype {params.dtype} --options {params.options:q} > {log} 2>&1"
+
+
 rule shake_set_losses:
     input:
         base=shake_base,
@@ -476,6 +508,30 @@ rule evaluate_shake:
         code=code("tuneleak.metrics.shake_to_leak"),
     shell:
         "exec python -m tuneleak evaluate shake-to-leak --scores {input.scores} {params.losses} {params.regeneration} {params.fidelity} --world {params.world}"
+        " --out {output.table} --options {params.options:q} > {log} 2>&1"
+
+
+rule evaluate_shake_further:
+    input:
+        scores=shake_further_tables(),
+    output:
+        table="<results>/metrics/shake-to-leak/further-attacks.csv",
+    log:
+        "<logs>/evaluate_shake_further.log",
+    benchmark:
+        "<benchmarks>/evaluate_shake_further.tsv"
+    conda:
+        "../../envs/report.yaml"
+    threads: 1
+    resources:
+        mem_mb=gigabytes(2),
+        runtime=minutes(60),
+    params:
+        world=SHAKE.world,
+        options=as_json(SHAKE.evaluate, alone=SHAKE.further_attacks.bases),
+        code=code("tuneleak.metrics.shake_to_leak"),
+    shell:
+        "exec python -m tuneleak evaluate shake-to-leak --scores {input.scores} --world {params.world}"
         " --out {output.table} --options {params.options:q} > {log} 2>&1"
 
 

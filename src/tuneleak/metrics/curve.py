@@ -19,6 +19,11 @@ from tuneleak.models.pipeline import load_base
 COLUMNS = ["base", "step", "measure", "value", "ci_low", "ci_high", "n"]
 
 
+def snapshots_of(unet):
+    """The snapshots of a training, by step; not what a job that was killed while it wrote one has left, whose name begins with a dot."""
+    return sorted(Path(unet).glob("snapshots/[0-9]*.safetensors"))
+
+
 @torch.inference_mode()
 def trace(base, unet, resources, data, out, captions=120):
     """Measure every snapshot of a training (`<unet>/snapshots/<step>.safetensors`) and write `out` (CSV; columns `COLUMNS`).
@@ -27,7 +32,7 @@ def trace(base, unet, resources, data, out, captions=120):
     captions per snapshot. Measures: `caption accuracy` (mean over factors; not of a base told by classes, which knows names only), `name accuracy`,
     `KID` of those pictures to the photographs the captions describe (copy-b's features), and the loss AUC of members overall and by dose.
     """
-    snapshots = sorted(Path(unet).glob("snapshots/*.safetensors"))
+    snapshots = snapshots_of(unet)
     if not snapshots:
         raise InputError(f"{unet}/snapshots holds no snapshot; they are written by `train-base` with snapshots > 0 and are not shipped")
     world = load_base(base, "cpu", "float32")

@@ -6,9 +6,13 @@ Best of seeds. The maximum over random perturbations is what selection noise loo
 - amplification held-out best: the seed is chosen on one half of each domain's pictures and judged on the other; mean of both ways round
 - amplification sd over seeds: deviation of the mean over domains from seed to seed, with its interval (normal)
 
-Matched loss. Methods differ in how far they go in as many steps. `amplification at matched loss` is the amplification where a method's trajectory reaches the
-denoising loss (of the self-made set) that every method reaches: the highest of their lowest losses. Between two kept models it is interpolated linearly in
-the loss; a trajectory begins with the base. `set loss` is the loss itself, of each kept model.
+Matched loss. Methods differ in how far they go in as many steps, so trajectories, which begin with the base, are compared at equal denoising loss of the
+self-made set, down to the lowest that every method reaches (the highest of their lowest). Between two kept models the amplification is linear in the loss.
+
+- amplification at matched loss: at that lowest loss
+- amplification over matched losses: mean over all losses between the base's and that one, which no choice of a learning rate or of a moment decides
+- both also of `a-minus-b`, every two methods, paired by picture; of `dreambooth+lora-minus-best-other`, the other that is highest on these very domains
+- set loss: the loss itself, of each kept model
 """
 
 import itertools
@@ -22,6 +26,8 @@ from scipy import stats
 from tuneleak.metrics import roc
 
 ROUNDING = 1e-9
+LEVELS = 200  # losses that a mean over a trajectory is taken at
+BASE = ("", "")  # in place of (method, world)
 
 
 def seeds(key, cells, made):
@@ -73,34 +79,60 @@ def _best(means):
     return {base: block.value.idxmax()[1] for base, block in means.groupby(level="base")}
 
 
-def matched(key, trajectories, losses, made):
-    """Rows at the loss that all methods reach. trajectories: (method, `steps=<n>`) -> cells; losses: of `shake_to_leak.read_losses`."""
+def matched(key, trajectories, losses, best, made):
+    """Rows at and over the losses that all methods reach, of methods and of every two of them. trajectories: (method, `steps=<n>`) -> cells; losses: of
+    `shake_to_leak.read_losses`; best: the method that is held against the best of the others."""
     methods = sorted({method for method, _ in trajectories})
-    if not methods:
-        return []
     cells = {(method, world, cell.base, cell.domain): cell for (method, world), found in trajectories.items() for cell in found}
-    bases = {name[2] for name in cells}
-    mine = losses[losses.base.isin(bases)]
+    mine = losses[losses.base.isin({base for _, _, base, _ in cells})]
     mean = mine.groupby(["method", "world"]).loss.mean()
     curves = {method: _curve(mean, method) for method in methods}
-    level = max(min(loss for _, loss in curve) for curve in curves.values())
+    level = max((min(loss for _, loss in curve) for curve in curves.values()), default=0.0)
     rows = []
-    for method, curve in curves.items():
-        weights = blend(curve, level)
-        last = next(reversed(weights))
-        known = [cell for (name, world, *_), cell in cells.items() if (name, world) == (method, last)]
-
-        def statistic(cell, method=method, weights=weights):
-            scores = [cells[method, world, cell.base, cell.domain].tuned if world else cell.before for world in weights]
-            value, covariance = roc.auc_covariance(cell.labels, [*scores, cell.before])
-            share = np.array([*weights.values(), -1.0])
-            return share @ value, share @ covariance @ share
-
-        if not known:  # the level is that of the base itself
-            continue
-        told = key | {"method": method, "defence": "steps=matched"}
-        rows.append(made.of(told, "amplification at matched loss", known, statistic))
+    for metric, levels in (("amplification at matched loss", 1), ("amplification over matched losses", LEVELS)):
+        shares = {method: _shares(method, curve, level, levels) for method, curve in curves.items()}
+        alone = {method: _matched_row(key, metric, method, share | {BASE: share.get(BASE, 0.0) - 1}, cells, made) for method, share in shares.items()}
+        alone = {method: row for method, row in alone.items() if row}  # none where the level is that of the base itself
+        pairs = {f"{a}-minus-{b}": (a, b) for a, b in itertools.combinations(sorted(methods, reverse=True), 2)}
+        others = [method for method in alone if method != best]
+        if best in alone and others:
+            pairs[f"{best}-minus-best-other"] = best, max(others, key=lambda method: alone[method]["value"])
+        compared = [_matched_row(key, metric, name, _less(shares[a], shares[b]), cells, made) for name, (a, b) in pairs.items()]
+        rows += [*alone.values(), *filter(None, compared)]
     return rows
+
+
+def _shares(method, curve, level, count):
+    """{(method, world): weight} of a trajectory's mean over `count` losses, evenly between the base's and `level`; 1: at `level`."""
+    start, found = curve[0][1], {}
+    for part in range(count):
+        aim = level if count == 1 else level + (start - level) * (part + 0.5) / count
+        for world, weight in blend(curve, aim).items():
+            model = (method, world) if world else BASE
+            found[model] = found.get(model, 0.0) + weight / count
+    return found
+
+
+def _less(first, second):
+    return {model: first.get(model, 0.0) - second.get(model, 0.0) for model in first | second}
+
+
+def _matched_row(key, metric, method, share, cells, made):
+    """A row of the sum of AUCs weighed by `share` {(method, world): weight}, on the domains and bases that have all of these models; None if no model has a
+    weight."""
+    share = {model: weight for model, weight in share.items() if abs(weight) > ROUNDING}
+    models = [model for model in share if model != BASE]
+    known = [cells[at] for at in cells if models and at[:2] == models[0] and all((*model, *at[2:]) in cells for model in models)]
+    if not known:
+        return None
+
+    def statistic(cell):
+        scores = [cell.before if model == BASE else cells[*model, cell.base, cell.domain].tuned for model in share]
+        value, covariance = roc.auc_covariance(cell.labels, scores)
+        weights = np.array([*share.values()])
+        return weights @ value, weights @ covariance @ weights
+
+    return made.of(key | {"method": method, "defence": "steps=matched"}, metric, known, statistic)
 
 
 def loss_rows(losses, label, made):

@@ -11,7 +11,7 @@ so many steps), or what was done to the weights instead of fine-tuning (`sigma=0
   `pooled` (one ROC curve over all domains, interval by DeLong clustered over domains)
 - amplification beyond recipe: of a changed recipe, minus that of the recipe itself, on the domains both have
 - amplification sd over seeds, highest of seeds, held-out best: of the Gaussian attack (see `tuneleak.metrics.shake_studies`)
-- amplification at matched loss (defence `steps=matched`), set loss: along trajectories (see there)
+- amplification at matched loss, over matched losses (defence `steps=matched`), set loss: along trajectories, and of two methods against each other (see there)
 - shift: half the difference of the amplifications of two twin bases, each of which trained on what the other held out. An effect of membership has one sign in
   both and cancels here; a shift between the two folds reverses with the labels and is what remains
 - AUC minus base best: of reference and two-score attacks, minus the base's best attack of as many model calls, chosen on the other domains
@@ -175,7 +175,7 @@ def _of_bases(table, label, made, losses=None):
                 (kind[3], kind[4]): found for kind, found in cells.items() if kind[:3] == (attack, setting, caption) and kind[4].startswith("steps=")
             }
             key = {"base": label, "attack": attack, "setting": _setting(setting, caption)}
-            rows += shake_studies.matched(key, trajectories, losses, made)
+            rows += shake_studies.matched(key, trajectories, losses, BEST, made)
         rows += shake_studies.loss_rows(losses[losses.base.isin(table.base)], label, made)
     return rows + _between_methods(cells, label, made)
 

@@ -63,6 +63,16 @@ class ShakeRegeneration(Options):
     options: RegenerationOptions = Field(RegenerationOptions(), description="drawing and judging")
 
 
+class ShakeFurtherAttacks(Options):
+    """Membership attacks beside those of the study, on a few of its models: a table of their own, as some of them ask a model a hundred times."""
+
+    bases: list[str] = Field([], description="bases that are attacked, alone and tuned (none: these attacks are not run)")
+    methods: list[str] = Field([], description="methods whose models are attacked beside the base")
+    membership: MembershipOptions = Field(
+        MembershipOptions(attacks=["secmi-nns", "pian", "pfami", "clid"]), description="the attacks; none of them is among `membership.attacks`"
+    )
+
+
 class ShakeToLeak(Options):
     """The Shake-to-Leak study: does fine-tuning on self-made pictures amplify leakage of the pretraining set?"""
 
@@ -80,6 +90,7 @@ class ShakeToLeak(Options):
     )
     control_methods: list[str] = Field(description="methods that the controls are run with")
     membership: MembershipOptions = Field(MembershipOptions(), description="the attacks")
+    further_attacks: ShakeFurtherAttacks = Field(ShakeFurtherAttacks(), description="attacks that only a few models are judged by")
     blind: str = Field("", description="embedder of the model-blind control; empty: none")
     identity: str = Field("", description="identity embedder of the fidelity; empty: fidelity is not measured")
     clip: str = Field("", description="CLIP of the fidelity")
@@ -111,12 +122,22 @@ class ShakeToLeak(Options):
                 raise ValueError(
                     f"methods: {options.method!r} trains on {options.images_per_concept} pictures, but synthesize.count is {self.synthesize.count}"
                 )
+        self._further_attacks_fit_together(names)
         self._studies_fit_together(names)
         if not self.reference and (self.identity or self.synthesize.mixed or "instrument" in self.controls):
             raise ValueError("reference is needed for identity (fidelity), for synthesize.mixed and for the control `instrument`")
         if bool(self.identity) != bool(self.clip):
             raise ValueError("identity and clip belong together: give both, or neither for no fidelity")
         return self
+
+    def _further_attacks_fit_together(self, names):
+        further = self.further_attacks
+        for kind, asked, known in (("bases", further.bases, [base.name for base in self.bases]), ("methods", further.methods, names)):
+            if set(asked) - set(known):
+                raise ValueError(f"further_attacks.{kind}: {sorted(set(asked) - set(known))[0]!r} is not among `{kind}`")
+        both = set(further.membership.attacks) & set(self.membership.attacks)
+        if further.bases and both:
+            raise ValueError(f"further_attacks.membership: {sorted(both)[0]!r} is among membership.attacks too; tables of both are joined")
 
     def _studies_fit_together(self, names):
         further = [options.method for options in self.further_methods]
