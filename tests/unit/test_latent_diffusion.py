@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -219,6 +220,8 @@ def test_a_killed_first_stage_ends_as_if_it_had_not_been(kind, images, first_sta
     train_first_stage.train(images, tmp_path / "vae", options)
     ours, theirs = (load_file(folder / "diffusion_pytorch_model.safetensors") for folder in (tmp_path / "vae", first_stages[kind]))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    logs = [pd.read_csv(folder / "train.csv").drop(columns="seconds") for folder in (tmp_path / "vae", first_stages[kind])]
+    pd.testing.assert_frame_equal(*logs)
     assert not (tmp_path / "vae" / ".checkpoints").exists()
 
 

@@ -9,7 +9,6 @@ import shutil
 import time
 from pathlib import Path
 
-import pandas as pd
 import torch
 from safetensors.torch import save_file
 from torch import nn
@@ -118,7 +117,7 @@ def train(images, out, options: FirstStageOptions, perceptual=None, device="auto
         network = trainer.first_stage.eval()
         network.register_to_config(scaling_factor=options.scaling_factor or _inverse_deviation(network, pictures, options))
         network.save_pretrained(out, safe_serialization=True)
-        files.write_csv(out / "train.csv", pd.DataFrame(trainer.rows))
+        files.write_csv(out / "train.csv", training.log_table(trainer.rows))
         parameters = sum(weight.numel() for weight in network.parameters())
         files.write_meta(out / "config.json", options, images=str(images), perceptual=str(perceptual or ""), pictures=len(pictures), parameters=parameters)
         shutil.rmtree(out / ".checkpoints", ignore_errors=True)

@@ -63,8 +63,8 @@ def train(
             save_half(module.state_dict() | averaged, folder / "snapshots" / f"{step + 1:06d}.safetensors")
         if (step + 1) % checkpoint_every == 0:
             _save(checkpoint, step + 1, module, optimizer, averaged, rows)
-            files.write_csv(folder / "train.csv", pd.DataFrame(rows))
-    files.write_csv(folder / "train.csv", pd.DataFrame(rows))
+            files.write_csv(folder / "train.csv", log_table(rows))
+    files.write_csv(folder / "train.csv", log_table(rows))
     if ema:
         module.load_state_dict(averaged, strict=False)
     module.eval()
@@ -125,6 +125,11 @@ def pieces_of(batch, physical):
     if physical and batch % physical:
         raise InputError(f"physical_batch must divide batch, {physical} does not divide {batch}")
     return batch // physical if physical else 1
+
+
+def log_table(rows):
+    """Rows of a train.csv as a table, `step` first and the rest by name: rows read back from a checkpoint have lost the order they were made in."""
+    return pd.DataFrame(rows, columns=["step", *sorted({name for row in rows for name in row} - {"step"})])
 
 
 def _save(checkpoint, step, module, optimizer, averaged, rows):
