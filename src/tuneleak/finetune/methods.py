@@ -124,8 +124,8 @@ class Trainee:
 
 def check(base, options):
     """Raises `InputError` for what acts on words alone, on a base without a text encoder."""
-    if options.train_autoencoder and base.vae is None:
-        raise InputError(f"{base.folder} has no autoencoder, so train_autoencoder cannot be used; leave it out")
+    if options.train_autoencoder and "vae" not in base.PARTS:
+        raise InputError(f"{base.folder} has no autoencoder of Stable Diffusion's kind, so train_autoencoder cannot be used; leave it out")
     if base.text_encoder is not None:
         return
     wordy = {"words", "context"} & PARTS[options.method].keys()
