@@ -199,6 +199,10 @@ class FinetuneOptions(Options):
     )
     caption_words: list[Positive] = Field([], description="lengths of captions drawn from the vocabulary, one model each (empty: the pictures' own caption)")
     train_text_encoder: bool = Field(False, description="also train the text encoder (dreambooth)")
+    train_autoencoder: bool = Field(
+        False,
+        description="also train the autoencoder's encoder, on latents sampled from it (end-to-end), as Shake-to-Leak's public code does",
+    )
     rank: Positive = Field(8, description="rank of an adapter (LoRA, DoRA, LoHa, LoKr); block size of OFT")
     alpha: Rate = Field(8.0, description="alpha of an adapter (its update is scaled by alpha / rank)")
     target_modules: list[str] = Field(["to_q", "to_k", "to_v", "to_out.0"], description="modules an adapter adapts")

@@ -136,6 +136,43 @@ def test_each_method_trains_what_it_says_and_gives_the_base_back(tiny_base, opti
         assert same(state, getattr(base, part).state_dict()) and not any(value.requires_grad for value in getattr(base, part).parameters())
 
 
+def test_end_to_end_trains_the_encoder_of_the_autoencoder_on_request(tiny_base, tiny_images, tmp_path):
+    """Its decoder stays, the base gets its own back, and a killed training ends with the same weights."""
+    options = {"method": "end-to-end", "train_autoencoder": True, "lr": 1e-3}
+    made = finetune(tiny_base, tiny_images, tmp_path / "out", **options)
+    base = pipeline.load_base(tiny_base)
+    theirs, ours = base.vae.state_dict(), load_file(made.path(made.rows()[0]) / "vae" / "diffusion_pytorch_model.safetensors")
+    moved = {name for name in theirs if not torch.equal(ours[name], theirs[name])}
+    assert {name.split(".")[0] for name in moved} == {"encoder", "quant_conv"}
+    trainee = methods.prepare(base, FinetuneOptions(method="end-to-end", train_autoencoder=True), torch.Generator().manual_seed(0))
+    assert not any(value.requires_grad for value in base.vae.decoder.parameters()) and base.vae.encoder.conv_in.weight.requires_grad
+    with torch.no_grad():
+        trainee.parameters.vector.add_(1.0)
+    methods.restore(base, trainee)
+    assert same(theirs, base.vae.state_dict()) and not any(value.requires_grad for value in base.vae.parameters())
+    with pytest.raises(InputError, match="train_autoencoder is for end-to-end"):
+        finetune(tiny_base, tiny_images, tmp_path / "no", method="dreambooth", train_autoencoder=True)
+
+
+def test_latents_of_a_trained_encoder_pass_on_gradients(tiny_base, tiny_images):
+    """The gradient of a step's loss by a weight of the encoder is its difference quotient, noise and samples being equal."""
+    base, pixels = pipeline.load_base(tiny_base), torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    weight = base.vae.encoder.conv_in.weight.requires_grad_(True)
+
+    def loss():
+        encode = loop._latents(base, autocast=False)
+        return encode(pixels, torch.Generator().manual_seed(1)).square().sum()
+
+    (gradient,) = torch.autograd.grad(loss(), weight)
+    direction = gradient / gradient.norm()
+    with torch.no_grad():
+        weight.add_(1e-2 * direction)
+        above = loss()
+        weight.sub_(2e-2 * direction)
+        below = loss()
+    assert float(above - below) / 2e-2 == pytest.approx(float(gradient.norm()), rel=0.02)
+
+
 def test_training_learns_and_is_written_in_full(tiny_base, tiny_images, tmp_path):
     made = finetune(tiny_base, tiny_images, tmp_path / "out", stop=2, steps_per_image=8, lr=3e-2, seeds=[0, 7])
     assert [(row["concept"], row["seed"]) for row in made.rows()] == [("ada", "0"), ("ada", "7"), ("bob", "0"), ("bob", "7")]

@@ -12,15 +12,24 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tuneleak import budget
+from tuneleak.attacks.membership import run
 from tuneleak.data import imageset
 from tuneleak.data.drawing import Drawing
 from tuneleak.errors import InputError
-from tuneleak.finetune import private, sample
+from tuneleak.finetune import loop, private, sample
 from tuneleak.metrics import dp_utility
-from tuneleak.models import latent_diffusion, modelset, train_first_stage, train_latent_diffusion, training
+from tuneleak.models import latent_diffusion, modelset, pipeline, train_first_stage, train_latent_diffusion, training
 from tuneleak.models.pipeline import load_tuned
 from tuneleak.models.train_first_stage import PatchDiscriminator, balance, hinge, perceptual_distance
-from tuneleak.options import DiffusionOptions, FirstStageOptions, PrivacyOptions, PrivateFinetuneOptions, SampleOptions
+from tuneleak.options import (
+    DiffusionOptions,
+    FinetuneOptions,
+    FirstStageOptions,
+    MembershipOptions,
+    PrivacyOptions,
+    PrivateFinetuneOptions,
+    SampleOptions,
+)
 from tuneleak.privacy import trainable
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -286,7 +295,7 @@ def test_a_first_stage_learns_to_reconstruct(kind, images, tmp_path):
 @pytest.mark.parametrize("conditional", [True, False], ids=["classes", "pictures"])
 @pytest.mark.parametrize("kind", ["kl", "vq"])
 def test_a_base_loads_and_codes_as_its_parts_do(bases, first_stages, images, kind, conditional):
-    base = latent_diffusion.load_base(bases[kind, conditional])
+    base = pipeline.load_base(bases[kind, conditional])
     assert type(base) in latent_diffusion.KINDS and base.image_size == (SIDE, SIDE) and base.latent_shape == (3, 8, 8)
     x, _ = Drawing(images).draw(3, "x")
     latents = base.encode_images(x)
@@ -310,7 +319,7 @@ def test_a_base_loads_and_codes_as_its_parts_do(bases, first_stages, images, kin
 
 
 def test_a_class_changes_what_a_conditional_base_predicts(bases):
-    base = latent_diffusion.load_base(bases["kl", True])
+    base = pipeline.load_base(bases["kl", True])
     x = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     disc, square = (base.noise_pred(x, 500, base.encode_text([name])) for name in CLASSES)
     assert disc.shape == x.shape and not torch.allclose(disc, square)
@@ -322,9 +331,35 @@ def test_a_base_without_its_classes_or_with_parts_of_another_is_refused(bases, t
     folder = shutil.copytree(bases["kl", True], tmp_path / "base")
     (folder / modelset.CLASS_FILE).unlink()
     with pytest.raises(InputError, match=r"class_embedder\.safetensors is missing"):
-        latent_diffusion.load_base(folder)
+        pipeline.load_base(folder)
     with pytest.raises(InputError, match="residual_updown is for unconditional models"):
         latent_diffusion.build_unet(DiffusionOptions(context_width=4, residual_updown=True, **DIFFUSION), 3, 8)
+
+
+@pytest.mark.parametrize(("kind", "conditional"), [("kl", True), ("vq", True), ("kl", False), ("vq", False)])
+def test_every_verb_opens_them(bases, images, tmp_path, kind, conditional):
+    """Fine-tuned, asked for membership and drawn from like any other base."""
+    base, options = bases[kind, conditional], FinetuneOptions(images_per_concept=2, steps_per_image=4, batch=2, rank=2, lr=1e-2)
+    loop.finetune(base, images, "shapes", "", tmp_path / "models", options, device="cpu")
+    run.infer([images], base, tmp_path / "scores.csv", MembershipOptions(attacks=["loss"], loss_timesteps=[50]), [tmp_path / "models"], None, "cpu")
+    scores = pd.read_csv(tmp_path / "scores.csv", keep_default_na=False)
+    both = scores[scores.model_id != "base"].merge(scores[scores.model_id == "base"], on="image_id")
+    assert len(both) == 16 and not np.isclose(both.score_x, both.score_y, rtol=1e-4).any()
+    models = modelset.ModelSet.load(tmp_path / "models")
+    loaded = pipeline.load_base(base)
+    with load_tuned(loaded, models, models.rows()[0]) as tuned:
+        context = tuned.encode_text(["disc"])
+        x = loaded.sample(lambda x, t: tuned.noise_pred(x, t, context), torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)), 2)
+        assert loaded.decode(x).shape == (1, 3, SIDE, SIDE)
+    with pytest.raises(InputError, match="leave it out"):
+        loop.finetune(base, images, "shapes", "", tmp_path / "no", options.model_copy(update={"method": "end-to-end", "train_autoencoder": True}), device="cpu")
+
+
+def test_a_codebook_stays_in_float32(bases):
+    """In bfloat16 its vectors would be mixed up."""
+    base = pipeline.load_base(bases["vq", False], dtype="bfloat16")
+    assert base.vae.dtype == torch.float32 and base.unet.dtype == torch.bfloat16
+    assert pipeline.load_base(bases["kl", False], dtype="bfloat16").vae.dtype == torch.bfloat16
 
 
 # --- DP-LDM on them ---------------------------------------------------------------------------------------------------------------------
@@ -349,7 +384,7 @@ def test_dp_ldm_from_training_to_pictures(bases, images, tmp_path, kind, conditi
     (row,) = models.rows()
     before, after = (load_file(folder / "unet" / "diffusion_pytorch_model.safetensors") for folder in (base, models.path(row)))
     moved = {name for name in before if not torch.equal(before[name], after[name])}
-    loaded = latent_diffusion.load_base(base)
+    loaded = pipeline.load_base(base)
     chosen = set(trainable.select(loaded.unet, options.trainable, (), 1 if conditional else None).names)
     assert moved and moved <= chosen
     assert conditional == any("attn1" in name for name in moved) and not any("attn2.to_q" in name or "attn2.to_k" in name for name in moved)

@@ -2,6 +2,7 @@
 
 import importlib
 import math
+import shutil
 from typing import get_args
 
 import numpy as np
@@ -231,6 +232,23 @@ def test_a_fine_tune_of_rate_zero_scores_exactly_like_the_base_and_a_real_one_do
     for world, equal in (("lr0", True), ("lora", False)):
         tuned = table[(table.world == world) & (table.attack != "secmi-nns")].set_index(keys).score
         assert (tuned.reindex(base.index) == base).all() == equal, world
+
+
+def test_a_model_with_an_autoencoder_of_its_own_is_asked_about_its_own_latents(scored, tiny_base, tiny_images, tmp_path):
+    """At rate zero they are the base's; else the scores are others than the same UNet and text encoder give to the base's latents."""
+    short = FinetuneOptions(method="end-to-end", train_autoencoder=True, images_per_concept=2, steps_per_image=4, batch=2)
+    for name, lr in (("still", 0.0), ("moved", 1e-3)):
+        loop.finetune(tiny_base, tiny_images, name, "tune", tmp_path / name, short.model_copy(update={"lr": lr}), stop=1, device="cpu")
+    shutil.copytree(tmp_path / "moved", tmp_path / "plain")
+    (autoencoder,) = (tmp_path / "plain").glob("*/vae")
+    shutil.rmtree(autoencoder)
+    options, scores = MembershipOptions(attacks=["pia", "sima"]), {}
+    for name in ("still", "moved", "plain"):
+        run.infer([tiny_images], tiny_base, tmp_path / f"{name}.csv", options, [tmp_path / name], None, "cpu")
+        table = pd.read_csv(tmp_path / f"{name}.csv", keep_default_na=False)
+        table = table[table.image_concept == "ada"]
+        scores["base"], scores[name] = table[table.model_id == "base"].score.to_numpy(), table[table.model_id != "base"].score.to_numpy()
+    assert (scores["still"] == scores["base"]).all() and not np.isclose(scores["moved"], scores["plain"], rtol=1e-4).any()
 
 
 def test_a_score_does_not_depend_on_the_job_it_was_computed_in(scored, tiny_base, tiny_images, tmp_path):

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tuneleak.errors import InputError
-from tuneleak.finetune import methods
+from tuneleak.finetune import loop, methods
 from tuneleak.models import modelset, parameterisation, pipeline
 from tuneleak.models.base import UNET_FILE
 from tuneleak.options import FinetuneOptions
@@ -155,6 +155,20 @@ def test_fully_tuned_networks_are_separate_and_diffusers_reads_them(base, inputs
     if text:
         with torch.no_grad():
             assert torch.allclose(CLIPTextModel.from_pretrained(tmp_path / "m" / "text_encoder")(base.token_ids(CAPTIONS))[0], context, atol=1e-6)
+
+
+def test_a_trained_autoencoder_encodes_what_its_model_is_asked_about(tiny_base, tiny_images, tmp_path):
+    from diffusers import AutoencoderKL
+
+    base, pixels = pipeline.load_base(tiny_base), torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    options = FinetuneOptions(method="end-to-end", train_autoencoder=True, images_per_concept=3, steps_per_image=4, batch=2, lr=1e-2)
+    loop.finetune(tiny_base, tiny_images, "w", "tune", tmp_path / "m", options, 0, 1, device="cpu")
+    made = modelset.ModelSet.load(tmp_path / "m")
+    tuned = pipeline.load_tuned(base, made, made.rows()[0])
+    with torch.no_grad():
+        theirs = AutoencoderKL.from_pretrained(made.path(made.rows()[0]) / "vae").encode(pixels).latent_dist.mean * base.vae.config.scaling_factor
+    assert torch.allclose(tuned.encode_images(pixels), theirs, atol=1e-6) and (theirs - base.encode_images(pixels)).abs().max() > 1e-3
+    assert torch.equal(tuned.base.vae.decoder.conv_in.weight, tuned.vae.decoder.conv_in.weight)
 
 
 def _edit(path, change, metadata=None):

@@ -160,7 +160,11 @@ def _train_one(base, row, pictures, prior, before, options, autocast, out, check
         vector, kept = trainee.parameters.vector, marks(total, options.snapshots)[:-1]
         optimizer = new_optimizer(vector, options)
         losses = torch.zeros(total, device=base.device)
-        data = BatchSource(latents, prior, key, options, generator, len(base.alphas_cumprod), shown.shape[1])
+        shape = options, generator, len(base.alphas_cumprod), shown.shape[1]
+        if trainee.trains_latents:
+            data = BatchSource(shown.flatten(0, 1).to(base.device), None, key, *shape, _latents(base, autocast))
+        else:
+            data = BatchSource(latents, prior, key, *shape)
         encode = _text(base, trainee, captions, autocast)
         done = checkpoint.load(checkpoints, name, vector, optimizer, generator, losses)
         bar.update(done)
@@ -205,12 +209,12 @@ class BatchSource:
     """Batches of one fine-tune: pictures in freshly shuffled passes, so that each is seen equally often; noise and timesteps from its generator.
 
     latents: `(n * views, C, h, w)`, a picture's views one after another, of which each pass shows the next; prior: `(m, C, h, w)` or None: then each batch
-    holds as many class latents, weighted by `prior_weight`.
+    holds as many class latents, weighted by `prior_weight`. encode: None, or a function (rows, generator) -> latents, where `latents` are pictures.
     """
 
-    def __init__(self, latents, prior, key, options, generator, timesteps, views=1):
+    def __init__(self, latents, prior, key, options, generator, timesteps, views=1, encode=None):
         self.sources = [(latents, "order", views), *([(prior, "prior-order", 1)] if prior is not None else [])]
-        self.key, self.options, self.generator, self.timesteps = key, options, generator, timesteps
+        self.key, self.options, self.generator, self.timesteps, self.encode = key, options, generator, timesteps, encode
         size = options.batch
         share = torch.tensor([1.0 / size] * size + ([options.prior_weight / size] * size if prior is not None else []))
         self.weights = share.to(latents.device)
@@ -219,6 +223,7 @@ class BatchSource:
         """The batch of one step; contexts `(1 or 2, L, d)`: of the caption and, with a prior, of the class prompt."""
         size, device = self.options.batch, self.weights.device
         latents = torch.cat([source[self._indices(len(source), name, step, views).to(device)] for source, name, views in self.sources])
+        latents = self.encode(latents, self.generator) if self.encode else latents
         noise = torch.randn(latents.shape, generator=self.generator).to(device)
         timesteps = torch.randint(self.timesteps, (len(latents),), generator=self.generator).to(device)
         return Batch(latents, noise, timesteps, contexts.repeat_interleave(size, 0), self.weights)
@@ -243,6 +248,16 @@ def _text(base, trainee, captions, autocast):
     def encode():
         with torch.autocast(base.device.type, dtype=torch.bfloat16, enabled=autocast):
             return base.text_encoder(ids)[0]
+
+    return encode
+
+
+def _latents(base, autocast):
+    """A function that samples a step's latents from the autoencoder's posterior, with gradients."""
+
+    def encode(pixels, generator):
+        with torch.autocast(base.device.type, dtype=torch.bfloat16, enabled=autocast):
+            return base.encode(pixels, generator)
 
     return encode
 

@@ -2,8 +2,9 @@
 
 A method is a combination of trainable parts (`PARTS`): all weights of a network, peft adapters (`adapters.KINDS`) on its attention, or small parts beside it
 (`tuneleak.models.attachments`). DreamBooth fine-tunes to one prompt; with `+lora` it does so through adapters on both networks, as in Shake-to-Leak's public
-code, which makes it train what `lora-te` does. `train_text_encoder` adds the text encoder's weights to dreambooth. On a base without a text encoder (of pixels,
-told by classes) a method trains what else it trains.
+code, which makes it train what `lora-te` does. `train_text_encoder` adds the text encoder's weights to dreambooth, `train_autoencoder` those of the
+autoencoder's encoder to end-to-end (its decoder has no part in the loss). On a base without a text encoder (of pixels, told by classes) a method trains
+what else it trains.
 """
 
 from dataclasses import dataclass
@@ -13,9 +14,14 @@ import torch
 from tuneleak import files
 from tuneleak.errors import InputError
 from tuneleak.models import adapters, attachments, weights
+from tuneleak.models.base import TEXT_ENCODER_FILE, UNET_FILE
 from tuneleak.models.modelset import LORA_FILE
 
-WHOLE = {"unet": ("diffusion_pytorch_model.safetensors", ""), "text_encoder": ("model.safetensors", "text_model.")}  # file, and prefix of its names
+WHOLE = {  # file, and prefix of its names
+    "unet": (UNET_FILE, ""),
+    "text_encoder": (TEXT_ENCODER_FILE, "text_model."),
+    "vae": (UNET_FILE, ""),
+}
 TEXT_ENCODER_MODULES = ["q_proj", "k_proj", "v_proj", "out_proj"]
 PARTS = {
     "end-to-end": {"unet": "whole", "text_encoder": "whole"},
@@ -64,7 +70,7 @@ class FlatParameters:
 class Trainee:
     """A base made ready for one fine-tune: the networks with something to train in them, the parts beside them, and those weights."""
 
-    networks: dict  # of "unet" and "text_encoder" those with whole weights or an adapter to train
+    networks: dict  # of "unet", "text_encoder" and "vae" those with whole weights or an adapter to train
     adapter: str  # its kind, or empty
     parameters: FlatParameters
     attached: tuple = ()  # TextualInversion, Hypernetwork
@@ -72,6 +78,10 @@ class Trainee:
     @property
     def trains_text(self):
         return "text_encoder" in self.networks or any(part.trains_text for part in self.attached)
+
+    @property
+    def trains_latents(self):
+        return "vae" in self.networks
 
     @property
     def count(self):
@@ -114,6 +124,8 @@ class Trainee:
 
 def check(base, options):
     """Raises `InputError` for what acts on words alone, on a base without a text encoder."""
+    if options.train_autoencoder and "vae" not in base.PARTS:
+        raise InputError(f"{base.folder} has no autoencoder of Stable Diffusion's kind, so train_autoencoder cannot be used; leave it out")
     if base.text_encoder is not None:
         return
     wordy = {"words", "context"} & PARTS[options.method].keys()
@@ -133,11 +145,15 @@ def prepare(base, options, generator, caption=""):
     adapter = next((kind for kind in parts.values() if kind in adapters.KINDS), "")
     if options.train_text_encoder and not options.method.startswith("dreambooth"):
         raise InputError(f"train_text_encoder is for dreambooth; the LoRA method that also tunes the text encoder is lora-te (method is {options.method})")
+    if options.train_autoencoder and options.method != "end-to-end":
+        raise InputError(f"train_autoencoder is for end-to-end (method is {options.method})")
     if options.train_text_encoder and adapter:
         raise InputError(f"{options.method} already tunes the text encoder by its adapters; leave train_text_encoder out")
     networks = {part: getattr(base, part) for part in ("unet", "text_encoder") if part in parts and getattr(base, part) is not None}
     if options.train_text_encoder:
         networks["text_encoder"] = base.text_encoder
+    if options.train_autoencoder:
+        networks["vae"] = base.vae
     for part, network in networks.items():
         modules = options.target_modules if part == "unet" else TEXT_ENCODER_MODULES
         if adapter == "lora":
@@ -147,9 +163,13 @@ def prepare(base, options, generator, caption=""):
         else:
             # master weights in float32: at a learning rate of 2e-6 a bfloat16 weight would never move
             network.float().requires_grad_(True)
+    if "vae" in networks:
+        base.vae.decoder.requires_grad_(False)
+        if base.vae.post_quant_conv is not None:
+            base.vae.post_quant_conv.requires_grad_(False)
     if options.gradient_checkpointing:
         for part, network in {"unet": base.unet, **networks}.items():
-            (network.enable_gradient_checkpointing if part == "unet" else network.activation_checkpointing_enable)()
+            (network.activation_checkpointing_enable if part == "text_encoder" else network.enable_gradient_checkpointing)()
     attached = []
     if "words" in parts:
         phrase = attachments.phrase_of(caption, options.caption_template)

@@ -19,7 +19,7 @@ from tuneleak.errors import InputError
 from tuneleak.finetune import checkpoint, methods, private_data
 from tuneleak.models import modelset, weights
 from tuneleak.models.latent_diffusion import KINDS as LATENT_DIFFUSION
-from tuneleak.models.latent_diffusion import load_base
+from tuneleak.models.pipeline import load_base
 from tuneleak.privacy import accounting, conditioned, gradients, mechanism, state, trainable
 from tuneleak.privacy.record import record, sample_rate
 

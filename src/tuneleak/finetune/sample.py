@@ -16,9 +16,8 @@ from tuneleak.data.imageset import from_tensor
 from tuneleak.errors import InputError
 from tuneleak.finetune.generate import guided_latents, starting_noise
 from tuneleak.finetune.mean_features import load_generator
-from tuneleak.models.latent_diffusion import load_base
 from tuneleak.models.modelset import CLASS_FILE, GENERATOR_FILE, ModelSet
-from tuneleak.models.pipeline import load_tuned
+from tuneleak.models.pipeline import load_base, load_tuned
 from tuneleak.privacy.conditioned import load_class_contexts
 
 

@@ -129,8 +129,8 @@ class _Study:
 
 def weight_changes(base, models):
     """||W' - W|| / ||W|| of the queries, keys and values of every attention block, rows without world and base (DP-LDM, figure 5)."""
-    from tuneleak.models.latent_diffusion import load_base
     from tuneleak.models.modelset import LORA_FILE, ModelSet
+    from tuneleak.models.pipeline import load_base
     from tuneleak.models.weights import read_lora
     from tuneleak.privacy.trainable import attention_blocks
 

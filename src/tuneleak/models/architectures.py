@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from tuneleak.errors import InputError
 from tuneleak.models.base import TEXT_ENCODER_FILE, UNET_FILE, Base
 from tuneleak.models.classes import Classes
+from tuneleak.models.latent_diffusion import KINDS as LATENT_DIFFUSION
 
 _CLIP = ("transformers", "CLIPTextModel", TEXT_ENCODER_FILE)
 _CLIP_PROJECTED = ("transformers", "CLIPTextModelWithProjection", TEXT_ENCODER_FILE)
@@ -148,7 +149,7 @@ class PixelDiffusion(Base):
         _ = self.classes  # read now, so that a missing table is told before anything starts
 
 
-ARCHITECTURES = (StableDiffusionXL, StableDiffusion3, PixelDiffusion)
+ARCHITECTURES = (*LATENT_DIFFUSION, StableDiffusionXL, StableDiffusion3, PixelDiffusion)  # in this order: the last has a UNet2DModel and nothing else
 
 
 def of_index(index):

@@ -100,14 +100,16 @@ class Base:
 
         The mean of the encoder's posterior, or a sample from it if a CPU `generator` is given.
         """
-        latents = []
-        for part in pixels.split(batch):
-            posterior = self.vae.encode(part.to(self.device, self.vae.dtype)).latent_dist
-            latent = posterior.mean.float()
-            if generator is not None:
-                latent = latent + posterior.std.float() * torch.randn(latent.shape, generator=generator).to(self.device)
-            latents.append((latent - self._shift) * self.vae.config.scaling_factor)
-        return torch.cat(latents)
+        return torch.cat([self.encode(part, generator) for part in pixels.split(batch)])
+
+    def encode(self, pixels, generator=None, vae=None):
+        """`encode_images` of one batch, by the base's autoencoder or another `vae` of its kind. Keeps the caller's grad mode."""
+        vae = vae or self.vae
+        posterior = vae.encode(pixels.to(self.device, vae.dtype)).latent_dist
+        latents = posterior.mean.float()
+        if generator is not None:
+            latents = latents + posterior.std.float() * torch.randn(latents.shape, generator=generator).to(self.device)
+        return (latents - self._shift) * vae.config.scaling_factor
 
     @torch.no_grad()
     def decode(self, latents, batch=16):
@@ -150,7 +152,7 @@ class Base:
         return samplers.sample(noise_pred_fn, x_T.to(self.device), timesteps, self.alphas_cumprod, final)
 
     def reload(self, part):
-        """Read `unet` or `text_encoder` from disk again, after training has changed it in place (half the memory of keeping a copy)."""
+        """Read `unet`, `text_encoder` or `vae` from disk again, after training has changed it in place (half the memory of keeping a copy)."""
         dtype = getattr(self, part).dtype
         setattr(self, part, None)  # freed before the new one is read
         setattr(self, part, load_part(self.folder, part, self.PARTS[part], self.device, dtype))

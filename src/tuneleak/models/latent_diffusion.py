@@ -11,7 +11,6 @@ from typing import ClassVar
 import torch
 
 from tuneleak.errors import InputError
-from tuneleak.models import architectures, pipeline
 from tuneleak.models.base import UNET_FILE, Base
 from tuneleak.models.modelset import CLASS_FILE
 from tuneleak.options import DiffusionOptions
@@ -19,14 +18,6 @@ from tuneleak.privacy.conditioned import load_class_contexts
 
 _KL, _VQ = ("diffusers", "AutoencoderKL", UNET_FILE), ("diffusers", "VQModel", UNET_FILE)
 TIMESTEPS = 1000
-
-
-def load_base(folder, device="cpu", dtype="float32"):
-    """As `tuneleak.models.pipeline.load_base`, of these bases too: what DP-LDM's verbs open. A codebook stays in float32, or its vectors would be mixed up."""
-    base = pipeline.load_base(folder, device, dtype)
-    if isinstance(base, ClassConditionalVQ | UnconditionalVQ):
-        base.vae.float()
-    return base
 
 
 def build_unet(options: DiffusionOptions, channels, size):
@@ -92,6 +83,8 @@ class _LatentDiffusion(Base):
 
     def check(self):
         super().check()
+        if hasattr(self.vae, "quantize"):
+            self.vae.float()  # in bfloat16 vectors of the codebook would be mixed up
         channels, latent = self.unet.config.in_channels, self.vae.config.latent_channels
         if channels != latent or self.unet.config.out_channels != channels:
             told = f"its UNet takes {channels} channels and gives {self.unet.config.out_channels}, its first stage has {latent}"
@@ -161,4 +154,3 @@ class UnconditionalVQ(_Unconditional):
 
 
 KINDS = (ClassConditionalKL, ClassConditionalVQ, UnconditionalKL, UnconditionalVQ)
-architectures.ARCHITECTURES = (*KINDS, *architectures.ARCHITECTURES)  # first: a DDPM of pixels is what has a UNet2DModel and nothing else

@@ -28,6 +28,7 @@ class Tuned:
     networks: dict  # {part: module}, see Base.networks
     adapted: tuple = ()  # the networks that carry an adapter
     attached: tuple = ()  # see tuneleak.models.attachments
+    vae: torch.nn.Module = None  # an autoencoder of its own, whose encoder was trained; None: the base's
 
     def __post_init__(self):
         from peft.tuners.tuners_utils import BaseTunerLayer
@@ -83,6 +84,13 @@ class Tuned:
         with self.enabled():
             return self.base.encode_text(texts, self.networks)
 
+    @torch.no_grad()
+    def encode_images(self, pixels, batch=16):
+        """As `Base.encode_images` (the mean), by the tuned model's autoencoder."""
+        if self.vae is None:
+            return self.base.encode_images(pixels, batch=batch)
+        return torch.cat([self.base.encode(part, vae=self.vae) for part in pixels.split(batch)])
+
     def unload(self):
         """Give the base its networks back. Safe to call twice."""
         for network in self.adapted:
@@ -135,7 +143,8 @@ def load_tuned(base, modelset, row):
     found = adapters.read_folder(folder, own)
     whole = [part for part in own if (folder / part).is_dir() and not any(part in stacked.adapters for stacked in found)]
     beside = any((folder / name).is_file() for name in (attachments.EMBEDS_FILE, attachments.HYPERNETWORK_FILE, CLASS_FILE))
-    if not found and not whole and not beside:
+    vae = _tuned_autoencoder(base, folder)
+    if not found and not whole and not beside and vae is None:
         weights.safetensors_file(folder, adapters.LORA_FILE)  # says what is wrong with the folder
     networks = dict(own)
     for part in whole:
@@ -149,10 +158,18 @@ def load_tuned(base, modelset, row):
         for part in attached:
             part.remove()
         raise
-    tuned = Tuned(base, networks, adapted, attached)
+    tuned = Tuned(base, networks, adapted, attached, vae)
     if adapted or attached:
         base.tuned = tuned
     return tuned
+
+
+def _tuned_autoencoder(base, folder):
+    if "vae" not in base.PARTS or not (folder / "vae").is_dir():
+        return None
+    vae = copy.deepcopy(base.vae)
+    weights.load_network(vae, weights.safetensors_file(files.inside(folder, "vae"), base.PARTS["vae"][2]), "")
+    return vae
 
 
 def torch_dtype(name):

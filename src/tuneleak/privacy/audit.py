@@ -29,7 +29,7 @@ def audit(base, images, world, training, out, options, device="auto"):
 
     base: pipeline folder; images: ImageSet whose fold train stands beside the canaries; options: `AuditOptions`; out: the CSV file.
     """
-    from tuneleak.models.latent_diffusion import load_base
+    from tuneleak.models.pipeline import load_base
     from tuneleak.options import PrivateFinetuneOptions
 
     text = str(training)

@@ -125,6 +125,8 @@ class Runner:
             tuned = load_tuned(self.base, models, row)
         try:
             model = tuned or self.base
+            if tuned and tuned.vae is not None:  # it has latents of its own, under the same noise
+                pictures = Pictures(pictures.table, pictures.pixels, tuned.encode_images, self.options.seed)
             for kind in self.options.captions:
                 query = Query(pictures, self._captions(kind), model.noise_pred, model.encode_text, self.base.alphas_cumprod, self.options.batch)
                 for name, attack in {**self.simple, **self.learned}.items():
