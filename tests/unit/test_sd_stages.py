@@ -6,6 +6,7 @@ privacy in float32 always. Plain descent stands in for AdamW, whose two moments 
 """
 
 import resource
+from dataclasses import replace
 
 import pandas as pd
 import psutil
@@ -23,7 +24,7 @@ from tuneleak.attacks.extraction.pair import ModelPair
 from tuneleak.attacks.membership import secmi_stat
 from tuneleak.attacks.membership.query import Pictures, Query
 from tuneleak.attacks.weights import autoencoder, spectral
-from tuneleak.finetune import methods, objective, private, private_data
+from tuneleak.finetune import loop, methods, objective, private, private_data
 from tuneleak.models import schedule, tokenizer
 from tuneleak.models.base import Base
 from tuneleak.options import CaptionOptions, ExtractionOptions, FinetuneOptions, Guidance, MembershipOptions, PrivateFinetuneOptions, WeightsTrainOptions
@@ -241,3 +242,20 @@ def test_one_step_of_every_method(base, batch, method):
     assert count == COUNTS.get(method, count) and 0 < loss < float("inf")
     # a LoRA's A starts to move when its B is no longer zero; of the words of a text encoder that is trained, only those of the caption move
     assert moved > {"lora": 0.4, "textual-inversion": 0.9, "end-to-end": 0.5}.get(method, 0.1), moved
+
+
+def test_the_autoencoder_is_trained_along(base, batch):
+    """End to end with the encoder and its quant_conv: 34,163,592 + 72 weights more, which the loss of sampled latents moves."""
+    options = FinetuneOptions(method="end-to-end", train_autoencoder=True)
+    trainee = methods.prepare(base, options, torch.Generator().manual_seed(2), CAPTION)
+    try:
+        assert trainee.count == COUNTS["end-to-end"] + 34_163_592 + 72
+        pixels = torch.rand(1, 3, *base.image_size, generator=torch.Generator().manual_seed(3)) * 2 - 1
+        autocast = base.device.type == "cuda"
+        latents = loop._latents(base, autocast)(pixels.to(base.device), torch.Generator().manual_seed(4))
+        told = replace(batch(base.encode_text([CAPTION])), latents=latents)
+        objective.denoising_errors(base.output, told, base.alphas_cumprod, base.prediction_type, autocast).sum().backward()
+        gradient = base.vae.encoder.conv_in.weight.grad
+        assert bool(gradient.any()) and bool(torch.isfinite(gradient).all()) and base.vae.decoder.conv_in.weight.grad is None
+    finally:
+        methods.restore(base, trainee)
