@@ -96,8 +96,8 @@ def test_numbers_must_be_finite(parser, value):
 
 def test_nested_faults_are_named_to_the_leaf(parser, capsys):
     with pytest.raises(SystemExit):
-        command.run(parser, ["attack", "run", "--source", "x", "--options", '{"cluster": {"min_size": "a"}}'])
-    assert "--cluster.min-size: Input should be a valid integer" in capsys.readouterr().err
+        command.run(parser, ["attack", "run", "--source", "x", "--options", '{"cluster": {"node_budget": "a"}}'])
+    assert "--cluster.node-budget: Input should be a valid integer" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
