@@ -93,7 +93,7 @@ def hours(preset):
     ("preset", "bars"),
     [
         (None, {"finextract": 0.5, "finextract's questions": 0.1, "shake-to-leak": 0.2, "lora-weights": 0.25, "dp-ldm": 0.2}),
-        ("full", {"finextract": 5, "finextract's questions": 4.1, "shake-to-leak": 4, "lora-weights": 4, "dp-ldm": 5.5}),
+        ("full", {"finextract": 5, "finextract's questions": 4, "shake-to-leak": 4, "lora-weights": 4, "dp-ldm": 5}),
     ],
 )
 def test_every_system_stays_within_its_hours(preset, bars):

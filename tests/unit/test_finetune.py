@@ -137,7 +137,7 @@ def test_each_method_trains_what_it_says_and_gives_the_base_back(tiny_base, opti
 
 
 def test_end_to_end_trains_the_encoder_of_the_autoencoder_on_request(tiny_base, tiny_images, tmp_path):
-    """Its decoder stays, the base gets its own back, and a killed training ends with the same weights."""
+    """Its decoder stays, and the base gets its own back."""
     options = {"method": "end-to-end", "train_autoencoder": True, "lr": 1e-3}
     made = finetune(tiny_base, tiny_images, tmp_path / "out", **options)
     base = pipeline.load_base(tiny_base)
@@ -150,6 +150,8 @@ def test_end_to_end_trains_the_encoder_of_the_autoencoder_on_request(tiny_base, 
         trainee.parameters.vector.add_(1.0)
     methods.restore(base, trainee)
     assert same(theirs, base.vae.state_dict()) and not any(value.requires_grad for value in base.vae.parameters())
+    with pytest.raises(InputError, match="adversarial_radius moves latents"):
+        finetune(tiny_base, tiny_images, tmp_path / "no", adversarial_radius=0.1, **options)
     with pytest.raises(InputError, match="train_autoencoder is for end-to-end"):
         finetune(tiny_base, tiny_images, tmp_path / "no", method="dreambooth", train_autoencoder=True)
 
@@ -199,7 +201,7 @@ class Killed(Exception):
 
 
 PRIOR = {"method": "dreambooth-prior", "prior_images": 3, "prior_steps": 2, "class_prompt": "picture", "train_text_encoder": True}
-SLOW = [pytest.param(options, marks=pytest.mark.slow) for options in ({"method": "lora-te"}, PRIOR)]
+SLOW = [pytest.param(options, marks=pytest.mark.slow) for options in ({"method": "lora-te"}, PRIOR, {"method": "end-to-end", "train_autoencoder": True})]
 
 
 @pytest.mark.parametrize("options", [{"method": "lora"}, *SLOW])

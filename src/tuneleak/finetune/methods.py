@@ -147,6 +147,8 @@ def prepare(base, options, generator, caption=""):
         raise InputError(f"train_text_encoder is for dreambooth; the LoRA method that also tunes the text encoder is lora-te (method is {options.method})")
     if options.train_autoencoder and options.method != "end-to-end":
         raise InputError(f"train_autoencoder is for end-to-end (method is {options.method})")
+    if options.train_autoencoder and options.adversarial_radius:
+        raise InputError("adversarial_radius moves latents that do not lead back to the autoencoder, so it would not be trained; leave train_autoencoder out")
     if options.train_text_encoder and adapter:
         raise InputError(f"{options.method} already tunes the text encoder by its adapters; leave train_text_encoder out")
     networks = {part: getattr(base, part) for part in ("unet", "text_encoder") if part in parts and getattr(base, part) is not None}
