@@ -543,7 +543,7 @@ VERBS = [
         [
             IMAGES,
             Argument("--samples", "image sets of `sample-classes`, all slices of them (none: the real pictures, as a bound)", many=True, required=False),
-            Argument("--models", "model sets, for the change of attention weights", many=True, required=False),
+            Argument("--models", "model sets, for the change of attention weights and what their records promise", many=True, required=False),
             Argument("--embedder", "network behind the Frechet distance"),
             WORLD,
             BASE,
@@ -562,11 +562,10 @@ VERBS = [
     Verb("count-trainable", "Count what DP-LDM trains in each architecture of the paper.", "tuneleak.privacy.architectures:count_trainable", [OUT_FILE]),
     Verb(
         "evaluate dp-ldm",
-        "Turn utility, records and audits of private trainings into metrics with intervals.",
+        "Turn utility, promises and audits of private trainings into metrics with intervals.",
         "tuneleak.metrics.dp_ldm:evaluate",
         [
-            Argument("--utility", "utility.csv files of `measure dp-ldm`", many=True),
-            Argument("--models", "model sets of private trainings", many=True, required=False),
+            Argument("--utility", "utility.csv files of `measure dp-ldm`, of all methods and of real pictures", many=True),
             Argument("--further", "tables of `audit` and `count-trainable`", many=True, required=False),
             OUT_FILE,
         ],

@@ -60,6 +60,7 @@ OVERLAYS = {
     "empty-name": ('bases: [{name: "", kind: folder, path: x}]', "bases|becomes a folder|not list"),
     "encoder-name": ("lora_weights: {encoders: [{name: ../x, options: {attack: linear}}]}", "lora_weights.encoders"),
     "recipe-name": ("dp_ldm: {recipes: [{name: a b, options: {}}]}", "becomes a folder"),
+    "recipe-named-base": ("dp_ldm: {recipes: [{name: base, options: {}}]}", "give that recipe another name"),
     # what does not fit together
     "moving-revision": ("bases: [{name: b, kind: hub, repository: a/b, revision: main}]", "full commit hash"),
     "short-revision": ("bases: [{name: b, kind: hub, repository: a/b, revision: 133a221}]", "full commit hash"),

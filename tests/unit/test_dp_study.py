@@ -11,6 +11,7 @@ from tuneleak.data import imageset
 from tuneleak.errors import InputError
 from tuneleak.finetune import sample
 from tuneleak.metrics import classifiers, dp_bars, dp_ldm, dp_utility
+from tuneleak.models import modelset
 from tuneleak.options import DpUtilityOptions, SampleOptions
 from tuneleak.report import dp_costs, figures_dp_ldm, record, recorded
 from tuneleak.report import rows as report_rows
@@ -104,6 +105,66 @@ def test_with_several_runs_the_run_is_the_unit(tmp_path):
         stats.t.interval(0.95, 2, paired.mean(), stats.sem(paired))[0], abs=1e-6
     )
     assert table.loc[("attention-minus-base", "epsilon=10")].value == pytest.approx(0.5)
+
+
+def models(folder, method, defence, *records):
+    """A ModelSet of models without weights, one per seed, each with its record (epsilon, epsilon_pld, noise_multiplier, trained_weights, steps)."""
+    facts = {"world": "near", "base": "H1", "concept": "", "method": method, "defence": defence, "step": 0, "caption": "", "n_images": 64, "images": ""}
+    rows = [facts | {"model_id": f"m{seed}", "seed": seed, "file": f"m{seed}"} for seed in range(len(records))]
+    for row, promised in zip(rows, records, strict=True):
+        (folder / row["file"]).mkdir(parents=True)
+        names = ("epsilon", "epsilon_pld", "noise_multiplier", "trained_weights", "steps")
+        (folder / row["file"] / "privacy.json").write_text(json.dumps(dict(zip(names, promised, strict=True))))
+    modelset.write(folder, rows)
+    return folder
+
+
+def test_what_records_promise_is_one_row_per_budget_and_changes_no_other(tiny_base, tmp_path, monkeypatch):
+    """Each recipe's table by itself; the rows are what the table said when the evaluation read the records itself."""
+    from tuneleak.models import embedders
+
+    monkeypatch.setattr(embedders, "load_embedder", lambda folder, device: Mean())
+    real, drawn = bars(tmp_path / "real", 60, 0), {"fold": "", "defence": "epsilon=10"}
+    recipes = {
+        "attention": [
+            models(tmp_path / "a", "attention", "epsilon=10", *[(9.876543219, 9.75, 1.5, 4096, 30)] * 2),
+            models(tmp_path / "b", "attention", "epsilon=inf", *[("infinity", "infinity", 0.0, 4096, 30)] * 2),
+        ],
+        "dp-mepf": [models(tmp_path / "c", "dp-mepf", "epsilon=10", (10, 9.5, 0.25, 12, 1))],
+    }
+    for method, sets in recipes.items():
+        for seed in range(len(recipes)):
+            bars(tmp_path / f"{method}-{seed}", 60, 1 + seed, model_id=f"m{seed}", method=method, seed=str(seed), **drawn)
+        for name, given in (("with", sets), ("without", [])):
+            samples = [tmp_path / f"{method}-{seed}" for seed in range(len(recipes))]
+            dp_utility.measure(real.folder, "e", "near", tiny_base, tmp_path / f"{name}-{method}.csv", OPTIONS, samples=samples, models=given)
+    for name in ("with", "without"):
+        dp_ldm.evaluate([tmp_path / f"{name}-{method}.csv" for method in recipes], tmp_path / name / "metrics.csv", OPTIONS)
+    told = pd.read_csv(tmp_path / "with/metrics.csv", dtype=str, keep_default_na=False)
+    promised = told.metric.isin(["epsilon spent", "epsilon spent (PLD)", "noise multiplier", "trained weights"])
+    columns = ["world", "base", "method", "defence", "metric", "value", "ci_low", "ci_high", "n", "seeds"]
+    assert told[promised][columns].to_numpy().tolist() == [
+        ["near", "H1", "attention", "epsilon=10", "epsilon spent", "9.876543", "9.876543", "9.876543", "30", "0;1"],
+        ["near", "H1", "attention", "epsilon=10", "epsilon spent (PLD)", "9.75", "9.75", "9.75", "30", "0;1"],
+        ["near", "H1", "attention", "epsilon=10", "noise multiplier", "1.5", "1.5", "1.5", "30", "0;1"],
+        ["near", "H1", "attention", "epsilon=10", "trained weights", "4096.0", "4096.0", "4096.0", "30", "0;1"],
+        ["near", "H1", "attention", "epsilon=inf", "noise multiplier", "0.0", "0.0", "0.0", "30", "0;1"],
+        ["near", "H1", "attention", "epsilon=inf", "trained weights", "4096.0", "4096.0", "4096.0", "30", "0;1"],
+        ["near", "H1", "dp-mepf", "epsilon=10", "epsilon spent", "10.0", "10.0", "10.0", "1", "0"],
+        ["near", "H1", "dp-mepf", "epsilon=10", "epsilon spent (PLD)", "9.5", "9.5", "9.5", "1", "0"],
+        ["near", "H1", "dp-mepf", "epsilon=10", "noise multiplier", "0.25", "0.25", "0.25", "1", "0"],
+        ["near", "H1", "dp-mepf", "epsilon=10", "trained weights", "12.0", "12.0", "12.0", "1", "0"],
+    ]
+    assert set(told[promised].setting) == set(told[promised].attack) == {""} and set(told[promised].system) == {"dp-ldm"}
+    pd.testing.assert_frame_equal(told[~promised], pd.read_csv(tmp_path / "without/metrics.csv", dtype=str, keep_default_na=False))
+    assert (tmp_path / "with/bars.csv").read_bytes() == (tmp_path / "without/bars.csv").read_bytes()
+
+
+def test_models_of_one_budget_that_promise_different_things_are_refused(tmp_path):
+    rows = dp_utility.promises(models(tmp_path / "m", "attention", "epsilon=10", (10, 9, 1.5, 4096, 30), (11, 9, 1.5, 4096, 30)))
+    pd.DataFrame(rows).reindex(columns=dp_ldm.UTILITY).to_csv(tmp_path / "utility.csv", index=False)
+    with pytest.raises(InputError, match=r"differ in epsilon spent \(10, 11\)"):
+        dp_ldm.evaluate([tmp_path / "utility.csv"], tmp_path / "metrics.csv", OPTIONS)
 
 
 def judged(tmp_path, real=0.97, base=0.3, noiseless=0.9, distances=(0.1, 0.3, 0.8)):

@@ -61,7 +61,7 @@ SMOKE = {  # made by the smoke preset
     "judge_people": "attacker/people/identities.csv",
     "collect_clusters": "attacker/clusters.csv",
     "variant_utility": "ablations/lora/test0/utility.csv",
-    "measure_private": "dp/near/utility.csv",
+    "measure_private": "dp/near/attention/utility.csv",
     "audit_private": "dp/audits/dirac.csv",
     "dataset_size": "weights/sizes/total.csv",
     "calibrate": "extraction/identities/tau.json",

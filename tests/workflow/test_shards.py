@@ -2,13 +2,15 @@
 
 import gzip
 import json
+import re
 import shutil
 import subprocess
 import sys
 
 import pytest
+import yaml
 
-from tuneleak import shards
+from tuneleak import codedigest, shards
 from tuneleak.errors import InputError
 
 SNAKEFILE = """
@@ -81,6 +83,53 @@ def test_what_is_there_is_left_alone(kept, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in reference.rglob("*.gz")}
     shards.keep_shards("results/full", reference, tmp_path / "first")
     assert before == {path: path.stat().st_mtime_ns for path in reference.rglob("*.gz")}
+
+
+DP, SMOKE = "results/smoke/metrics/dp-ldm/main.csv", ("--configfile", "workflow/presets/smoke.yaml")
+
+
+def planned(clone, target, *overlays):
+    """The outputs of a dry run of the smoke preset."""
+    done = clone.snakemake("--dry-run", *SMOKE, *overlays, "--", target)
+    return {path for line in re.findall(r"output: (.+)", done.stdout) for path in line.split(", ")}
+
+
+@pytest.fixture(scope="module")
+def private_shard(clone):
+    """A clone with the pictures and the base of the DP-LDM study, and what one recipe's models are good for taken from a shard, but no model."""
+    results, table = clone.folder / "results/smoke", "results/smoke/dp/near/attention/utility.csv"
+    for path in planned(clone, table):
+        (clone.folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (clone.folder / path).write_text("made")
+    clone.snakemake("--touch", "--forceall", *SMOKE, "--", table)  # Snakemake notes those jobs as done
+    shards.keep_shards("results/smoke", clone.folder / "reference", clone.folder)
+    for folder in (results / "dp", results / "dp-samples", clone.folder / ".snakemake/metadata"):
+        shutil.rmtree(folder)
+    shards.take_shards("results/smoke", clone.folder / "reference", clone.folder)
+    return clone
+
+
+@pytest.mark.workflow
+def test_a_recipe_whose_table_was_kept_is_not_trained_again(private_shard):
+    outputs = planned(private_shard, DP)
+    assert {f"results/smoke/dp/near/{name}/utility.csv" for name in ("base", "dp-mepf", "dpagg-ti")} | {DP} < outputs
+    assert {"results/smoke/dp/near/dp-mepf/1/manifest.csv", "results/smoke/dp/near/real.csv"} < outputs
+    assert not [path for path in outputs if "/near/attention/" in path]
+
+
+@pytest.mark.workflow
+@pytest.mark.parametrize("change", ["recipe", "budget", "sample", "utility"])
+def test_a_recipe_is_trained_again_if_it_or_what_is_asked_of_it_changed(private_shard, change):
+    study = yaml.safe_load((private_shard.folder / "workflow/presets/smoke.yaml").read_text())["dp_ldm"]
+    (recipe,) = study["recipes"]
+    recipe["options"]["lr"] *= 2
+    changes = {"recipe": {"recipes": [recipe]}, "budget": {"epsilons": [1, 2]}, "sample": {"sample": {"steps": 4}}, "utility": {"utility": {"replicates": 6}}}
+    outputs = planned(private_shard, DP, private_shard.overlay(yaml.safe_dump({"dp_ldm": changes[change]})))
+    assert {f"results/smoke/dp/near/attention/{name}" for name in ("1/manifest.csv", "utility.csv")} < outputs
+
+
+def test_what_was_measured_holds_when_its_evaluation_changes():
+    assert not codedigest.reachable("tuneleak.metrics.dp_utility") & {"tuneleak.metrics.dp_ldm", "tuneleak.metrics.dp_bars"}
 
 
 @pytest.mark.parametrize(

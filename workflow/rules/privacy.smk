@@ -193,15 +193,17 @@ rule measure_private:
     input:
         images=dp_images,
         base=dp_base,
-        models=dp_models_of_world,
-        samples=dp_samples_of_world,
+        models=dp_models,
+        samples=dp_samples_of,
         instruments=shipped(study.dp_ldm.embedder),
     output:
-        table="<results>/dp/{world}/utility.csv",
+        table="<results>/dp/{world}/{recipe}/utility.csv",
     log:
-        "<logs>/measure_private/{world}.log",
+        "<logs>/measure_private/{world}.{recipe}.log",
     benchmark:
-        "<benchmarks>/measure_private/{world}.tsv"
+        "<benchmarks>/measure_private/{world}.{recipe}.tsv"
+    wildcard_constraints:
+        recipe=one_of([*dp_recipes(), DP_BASE]),
     conda:
         "../../envs/models.yaml"
     threads: study.threads
@@ -213,14 +215,15 @@ rule measure_private:
         base=dp_base_folder,
         images=subpath(input.images, parent=True),
         samples=folders_of("samples"),
-        models=folders_of("models"),
+        models=dp_models_flag,
         embedder=dp_embedder,
         instruments=shipped_digest(study.dp_ldm.embedder),
         device=DEVICE,
         options=as_json(study.dp_ldm.utility),
-        code=code("tuneleak.metrics.dp_utility"),
+        measured=dp_measured,  # a kept table is judged without the models and pictures it was made from
+        code=dp_measured_code,
     shell:
-        "exec python -m tuneleak measure dp-ldm --images {params.images:q} --samples {params.samples:q} --models {params.models:q}"
+        "exec python -m tuneleak measure dp-ldm --images {params.images:q} --samples {params.samples:q} {params.models}"
         " --embedder {params.embedder:q} --world {wildcards.world} --base {params.base:q} --out {output.table}"
         " --device {params.device} --options {params.options:q} > {log} 2>&1"
 
@@ -277,7 +280,6 @@ rule count_trainable:
 rule evaluate_dp_ldm:
     input:
         utility=dp_utility(),
-        models=dp_models(),
         further=[*dp_audits(), "<results>/dp/architectures.csv"],
     output:
         table="<results>/metrics/dp-ldm/main.csv",
@@ -301,7 +303,7 @@ rule evaluate_dp_ldm:
         options=as_json(study.dp_ldm.utility),
         code=code("tuneleak.metrics.dp_ldm"),
     shell:
-        "exec python -m tuneleak evaluate dp-ldm --utility {input.utility} --models {input.models} --further {input.further}"
+        "exec python -m tuneleak evaluate dp-ldm --utility {input.utility} --further {input.further}"
         " --out {output.table} --options {params.options:q} > {log} 2>&1"
 
 

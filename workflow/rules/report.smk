@@ -88,7 +88,7 @@ rule draw_lora_weights:
 rule draw_dp_ldm:
     input:
         metrics="<results>/metrics/dp-ldm/main.csv",
-        samples=dp_samples(),
+        samples=dp_samples_shown(),
         images=dp_image_sets(),
     output:
         pdf=collect("<results>/figures/dp-ldm/{figure}.pdf", figure=DP_FIGURES),

@@ -3,7 +3,8 @@
 Columns are those of `tuneleak.metrics.finextract.COLUMNS`. `system` is dp-ldm, `attack` empty, `method` the trained set (`base`: the public base;
 `real`: real pictures, a bound), `defence` the budget (`epsilon=0` is the base, `epsilon=inf` training without noise). The unit is the training run:
 with two or more seeds the interval is Student's over runs (`interval=runs`), with one it is over pictures (`interval=images`) and speaks of that run
-only. Differences (`attention-minus-base`, `attention-minus-all`, `epsilon=10-minus-epsilon=1`) are paired by seed, or for one seed by picture
+only. What the models' records promise (`tuneleak.metrics.dp_columns.PROMISES`) is known, not measured: one row per budget, without an interval.
+Differences (`attention-minus-base`, `attention-minus-all`, `epsilon=10-minus-epsilon=1`) are paired by seed, or for one seed by picture
 (accuracies) or taken as independent (distances). Beside the table stands bars.csv, which says what each world can show (`tuneleak.metrics.dp_bars`).
 """
 
@@ -17,27 +18,26 @@ from scipy import stats
 from tuneleak import files
 from tuneleak.errors import InputError
 from tuneleak.metrics import dp_bars, reading
+from tuneleak.metrics.dp_columns import PROMISES, UTILITY
 from tuneleak.metrics.finextract import COLUMNS, DECIMALS
-from tuneleak.models.modelset import ModelSet
 
-UTILITY = ["world", "base", "method", "defence", "seed", "metric", "block", "value", "ci_low", "ci_high", "standard_error", "n", "image_hits"]
 NUMBERS = ["value", "ci_low", "ci_high", "standard_error", "n"]
 GROUP = ["world", "base", "method", "defence", "metric", "block"]
 REFERENCES = ("attention", "unconditional-attention")  # what DP-LDM trains, of which a range of blocks may be named; others are compared with it
-FACTS = {"epsilon": "epsilon spent", "epsilon_pld": "epsilon spent (PLD)", "noise_multiplier": "noise multiplier", "trained_weights": "trained weights"}
 
 
-def evaluate(utility, out, options, models=(), further=()):
+def evaluate(utility, out, options, further=()):
     """Write the metrics table of the DP-LDM study, and bars.csv beside it.
 
-    utility: utility.csv files of `measure dp-ldm`; models: ModelSets of `finetune-private` (their privacy.json); further: tables of `audit` and
-    `count-trainable`; options: `DpUtilityOptions`.
+    utility: utility.csv files of `measure dp-ldm`; further: tables of `audit` and `count-trainable`; options: `DpUtilityOptions`. Raises `InputError` where
+    the models of one method and budget promise different things.
     """
     table = read_utility(utility)
-    rows = [_summary(key, group, options.confidence) for key, group in table.groupby(GROUP, sort=True)]
-    rows += _differences(table, options.confidence)
-    for folder in models:
-        rows += _facts(Path(folder))
+    promised = table.metric.isin(PROMISES.values())
+    measured, promised = table[~promised], table[promised]
+    rows = [_summary(key, group, options.confidence) for key, group in measured.groupby(GROUP, sort=True)]
+    rows += _differences(measured, options.confidence)
+    rows += [_promise(key, group) for key, group in promised.groupby(GROUP, sort=False)]
     if further:
         rows += reading.joined(further, "table", "audit", COLUMNS, ["value", "ci_low", "ci_high"]).to_dict("records")
     result = pd.DataFrame(rows, columns=COLUMNS)
@@ -47,7 +47,7 @@ def evaluate(utility, out, options, models=(), further=()):
         raise InputError(f"two rows describe the same number: {twice.iloc[0].to_dict()}; was a shard given twice?")
     files.write_csv(out, result)
     files.write_csv(Path(out).with_name("bars.csv"), dp_bars.bars(result))
-    files.write_meta(out, options, utility=[str(path) for path in utility], models=[str(path) for path in models])
+    files.write_meta(out, options, utility=[str(path) for path in utility])
 
 
 def read_utility(paths):
@@ -122,17 +122,14 @@ def _difference(facts, first, second, confidence):
     return _row(facts, value, value - half, value + half, "images", int(min(one.n, other.n)), [first.index[0]])
 
 
-def _facts(folder):
-    """What the privacy.json files of a ModelSet say, once per budget (all seeds of a cell share it)."""
-    folder = folder.parent if folder.name == "manifest.csv" else folder
-    manifest, rows = ModelSet.load(folder).table, []
-    for (world, base, method, defence), group in manifest.groupby(["world", "base", "method", "defence"]):
-        facts = files.read_object(files.inside(folder, f"{group.file.iloc[0]}/privacy.json"), *FACTS, "steps")
-        for name, metric in FACTS.items():
-            if facts[name] != "infinity":
-                key = {"world": world, "base": base, "method": method, "defence": defence, "metric": metric, "block": ""}
-                rows.append(_row(key, facts[name], facts[name], facts[name], "", facts["steps"], group.seed))
-    return rows
+def _promise(key, group):
+    """What the models of one method and budget promise, which is the same for all seeds."""
+    facts = dict(zip(GROUP, key, strict=True))
+    if len(group[["value", "n"]].round(DECIMALS).drop_duplicates()) > 1:
+        values = ", ".join(f"{value:g}" for value in group.value)
+        raise InputError(f"the models of method {facts['method']!r}, {facts['defence']!r} differ in {facts['metric']} ({values}); train all its seeds alike")
+    value = group.value.iloc[0]
+    return _row(facts, value, value, value, "", int(group.n.iloc[0]), group.seed)
 
 
 def _row(facts, value, low, high, interval, n, seeds):

@@ -1,9 +1,10 @@
 """The verb `measure dp-ldm`: what pictures of privately trained models are good for, one row per model and metric.
 
 Columns of `utility.csv`: world, base, method, defence, seed, metric, block, value, ci_low, ci_high, standard_error, n, image_hits. `metric` is
-`FD-<network>` (`FID` if the network is Inception), `precision`, `recall`, `accuracy <classifier>`, or `weight change to_q|to_k|to_v` of an attention
-`block`; `image_hits` is, for accuracies, a string of 0 and 1 over the test pictures in their order, so that models can be compared picture by
-picture. Rows of method `real` are the bounds: two disjoint halves of real pictures, and classifiers trained on real pictures.
+`FD-<network>` (`FID` if the network is Inception), `precision`, `recall`, `accuracy <classifier>`, `weight change to_q|to_k|to_v` of an attention
+`block`, or what the model's record promises (`tuneleak.metrics.dp_columns.PROMISES`); `image_hits` is, for accuracies, a string of 0 and 1 over the test
+pictures in their order, so that models can be compared picture by picture. Rows of method `real` are the bounds: two disjoint halves of real pictures, and
+classifiers trained on real pictures.
 """
 
 from pathlib import Path
@@ -17,12 +18,12 @@ from tuneleak.data.imageset import ImageSet
 from tuneleak.errors import InputError
 from tuneleak.finetune.private_data import parts
 from tuneleak.metrics import classifiers, frechet, intervals
-from tuneleak.metrics.dp_ldm import UTILITY
+from tuneleak.metrics.dp_columns import PROMISES, UTILITY
 from tuneleak.models.embedders import INCEPTION
 
 
 def measure(images, embedder, world, base, out, options, samples=(), models=(), device="auto"):
-    """Measure the sampled sets `samples` against the ImageSet `images` (folds train and test), and the weight changes of the ModelSets `models`.
+    """Measure the sampled sets `samples` against the ImageSet `images` (folds train and test), and of the ModelSets `models` weight changes and promises.
 
     Without samples the real pictures themselves are measured. embedder: folder of the network behind the Frechet distance; base: pipeline folder.
     """
@@ -37,7 +38,7 @@ def measure(images, embedder, world, base, out, options, samples=(), models=(), 
     if not samples:
         rows += [facts | {"method": "real", "defence": "", "seed": "0"} | row for row in study.of_real()]
     for folder in models:
-        rows += [facts | row for row in weight_changes(base, folder)]
+        rows += [facts | row for row in weight_changes(base, folder)] + promises(folder)
     files.write_csv(out, pd.DataFrame(rows).reindex(columns=UTILITY))
     files.write_meta(
         out, options, images=str(images), embedder=str(embedder), samples=[str(folder) for folder in samples], reference="fold test", size=study.size
@@ -156,6 +157,20 @@ def weight_changes(base, models):
                 share = (moved / sum(float(original[name].square().sum()) for name in names)) ** 0.5
                 facts = {name: row[name] for name in ("method", "defence", "seed")} | {"metric": f"weight change {part}", "block": f"block {index}"}
                 rows.append(facts | {"value": share, "ci_low": share, "ci_high": share, "standard_error": 0.0, "n": len(names)})
+    return rows
+
+
+def promises(models):
+    """What privacy.json says of every model of a ModelSet: rows of `PROMISES` under the world and base of its manifest; no row for an infinite epsilon."""
+    from tuneleak.models.modelset import ModelSet
+
+    modelset, rows = ModelSet.load(models), []
+    for row in modelset.rows():
+        record = files.read_object(files.inside(modelset.folder, f"{row['file']}/privacy.json"), *PROMISES, "steps")
+        facts = {name: row[name] for name in ("world", "base", "method", "defence", "seed")} | {"block": "", "standard_error": 0.0, "n": record["steps"]}
+        for key, metric in PROMISES.items():
+            if record[key] != "infinity":
+                rows.append(facts | {"metric": metric, "value": record[key], "ci_low": record[key], "ci_high": record[key]})
     return rows
 
 

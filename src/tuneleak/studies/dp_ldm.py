@@ -107,6 +107,8 @@ class DpLdm(Options):
             for name in names:
                 if names.count(name) > 1 or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]*", name):
                     raise ValueError(f"dp_ldm.{group}: {name!r} must be unique and becomes a folder; use letters, digits, dots and hyphens only")
+        if any(recipe.name == "base" for recipe in every):
+            raise ValueError("dp_ldm.recipes: 'base' is where the public base's tables lie; give that recipe another name")
         for name in [name for recipe in every for name in recipe.worlds] + [audit.world for audit in self.audits]:
             if name not in worlds:
                 raise ValueError(f"dp_ldm: {name!r} is not in dp_ldm.worlds")
