@@ -6,14 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tuneleak.metrics import cell_rows, roc, shake_studies, shake_to_leak
+from tuneleak.metrics import cell_rows, roc, shake_scores, shake_studies, shake_to_leak
 from tuneleak.options import ShakeEvaluateOptions
 from tuneleak.report import claims, figures_shake, figures_shake_studies
 from tuneleak.report import rows as report_rows
 
 MOST = "shake-dreambooth-lora-leaks-most-at-equal-loss"
 OPTIONS = ShakeEvaluateOptions(bootstrap=100)
-COLUMNS = [*shake_to_leak._TEXT, "score", "model_calls"]
+COLUMNS = [*shake_scores.NAMED, "score", "model_calls"]
 
 
 def scores(models, domains=3, pictures=40, seed=0):

@@ -8,7 +8,7 @@ import pytest
 
 from tuneleak.attacks.membership.blind import blind_scores
 from tuneleak.errors import InputError
-from tuneleak.metrics import cell_rows, intervals, join, roc, shake_to_leak
+from tuneleak.metrics import cell_rows, intervals, join, roc, shake_scores, shake_to_leak
 from tuneleak.options import ShakeEvaluateOptions
 from tuneleak.report import claims, figures_shake
 from tuneleak.report import rows as report_rows
@@ -16,7 +16,7 @@ from tuneleak.report import rows as report_rows
 REFERENCE = Path(__file__).resolve().parents[2] / "paper" / "reference"
 
 OPTIONS = ShakeEvaluateOptions(bootstrap=300)
-COLUMNS = [*shake_to_leak._TEXT, "score", "model_calls"]
+COLUMNS = [*shake_scores.NAMED, "score", "model_calls"]
 
 
 def scores(

@@ -81,7 +81,7 @@ def _best(means):
 
 def matched(key, trajectories, losses, best, made):
     """Rows at and over the losses that all methods reach, of methods and of every two of them. trajectories: (method, `steps=<n>`) -> cells; losses: of
-    `shake_to_leak.read_losses`; best: the method that is held against the best of the others."""
+    `shake_scores.read_losses`; best: the method that is held against the best of the others."""
     methods = sorted({method for method, _ in trajectories})
     cells = {(method, world, cell.base, cell.domain): cell for (method, world), found in trajectories.items() for cell in found}
     mine = losses[losses.base.isin({base for _, _, base, _ in cells})]

@@ -30,6 +30,7 @@ from tuneleak.errors import InputError
 from tuneleak.metrics import intervals, reading, regeneration, roc, shake_studies
 from tuneleak.metrics.cell_rows import Cell, Rows, auc_of, before, difference, low_rates, standardised, tuned
 from tuneleak.metrics.finextract import COLUMNS, DECIMALS
+from tuneleak.metrics.shake_scores import PICTURE, read_losses, read_scores
 from tuneleak.options import ShakeEvaluateOptions
 
 SYSTEM = "shake-to-leak"
@@ -37,24 +38,6 @@ SELF = "self"
 DIFFERENCES = (("lora", "end-to-end"), ("dreambooth+lora", "dreambooth"))
 GAUSSIAN = "gaussian"
 BEST = "dreambooth+lora"  # leaks most, says the paper: compared with the mean of the other methods
-_TEXT = [
-    "model_id",
-    "world",
-    "base",
-    "concept",
-    "method",
-    "defence",
-    "seed",
-    "step",
-    "attack",
-    "setting",
-    "caption",
-    "image_id",
-    "image_concept",
-    "dose",
-    "pretrained",
-]
-_KEY = ["base", "attack", "setting", "caption", "image_concept", "image_id"]
 
 
 def evaluate(scores, world, out, options: ShakeEvaluateOptions, fidelity=None, pictures=(), generations=(), thresholds=(), set_losses=()):
@@ -76,40 +59,8 @@ def evaluate(scores, world, out, options: ShakeEvaluateOptions, fidelity=None, p
     files.write_meta(out, options, **sources, rows=len(table))
 
 
-def read_scores(paths):
-    """Read and join scores.csv files; `InputError` on missing columns, unknown membership, bad numbers or a score that occurs twice."""
-    table = named_by_steps(reading.joined(paths, "scores.csv", "attack membership", _TEXT, ["score", "model_calls"], complete=["score"]))
-    modelless = table.model_id.isin(["base", "none"])  # scored again in every job, for the same numbers
-    again = table[modelless].duplicated([*_KEY, "model_id"])
-    grouped = table[modelless].groupby([*_KEY, "model_id"]).score
-    if (grouped.max() - grouped.min() > 1e-3 * table[modelless].score.abs().max()).any():
-        raise InputError("jobs disagree about the scores of a base; were they run with other options or another version?")
-    table = table.drop(index=again[again].index).reset_index(drop=True)
-    if not table.pretrained.isin(["0", "1"]).all():
-        raise InputError("a score does not say what the base was trained on; run `tuneleak attack membership` with --members")
-    if table.duplicated([*_KEY, "model_id", "world", "method", "seed"]).any():
-        row = table[table.duplicated([*_KEY, "model_id", "world", "method", "seed"])].iloc[0]
-        raise InputError(f"model {row.model_id}, attack {row.attack!r} has two scores of picture {row.image_id!r}; was a shard given twice?")
-    return table
-
-
-def named_by_steps(table):
-    """The table with `<world>=<step>` in place of a world whose models were kept after several numbers of steps."""
-    steps = table.groupby(["base", "method", "world", "seed"]).step.transform("nunique")
-    return table.assign(world=table.world.where((steps < 2) | (table.world == ""), table.world + "=" + table.step))
-
-
-def read_losses(paths):
-    """Mean denoising loss of the self-made set: columns base, method, world (`steps=<n>`; empty for the base), image_concept, loss; None without `paths`."""
-    if not paths:
-        return None
-    table = named_by_steps(reading.joined(paths, "scores.csv", "attack membership", _TEXT, ["score"], complete=["score"]))
-    keys = ["base", "method", "world", "image_concept"]
-    return (-table.groupby(keys).score.mean()).rename("loss").reset_index()
-
-
 def metrics_table(table, world, options, losses=None):
-    """The metrics table of joined scores; losses: of `read_losses`."""
+    """The metrics table of joined scores; losses: of `shake_scores.read_losses`."""
     rows, made = [], Rows(SYSTEM, world, options)
     bases = sorted(set(table[table.model_id == "base"].base))
     if not bases:
@@ -124,7 +75,7 @@ def metrics_table(table, world, options, losses=None):
 
 def cells_of(scored, base_scores):
     """The cells of one kind of tuned model; `InputError` if a picture lacks its base score."""
-    both = scored.merge(base_scores[[*_KEY, "score"]], on=_KEY, suffixes=("", "_base"), how="left")
+    both = scored.merge(base_scores[[*PICTURE, "score"]], on=PICTURE, suffixes=("", "_base"), how="left")
     if both.score_base.isna().any():
         row = both[both.score_base.isna()].iloc[0]
         raise InputError(f"picture {row.image_id!r} has no score of the base {row.base!r} by attack {row.attack!r}; score the base in the same job")

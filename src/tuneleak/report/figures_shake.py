@@ -6,7 +6,9 @@ import numpy as np
 
 from tuneleak import files
 from tuneleak.errors import InputError
-from tuneleak.metrics.shake_to_leak import SELF, SYSTEM, read_scores, standardised
+from tuneleak.metrics.cell_rows import standardised
+from tuneleak.metrics.shake_scores import read_scores
+from tuneleak.metrics.shake_to_leak import SELF, SYSTEM
 from tuneleak.report import figures_regeneration, figures_shake_studies, names, rows, style
 
 _BASES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # Okabe & Ito: one colour per base, twins beside each other
