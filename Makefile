@@ -22,7 +22,7 @@ SNAKEMAKE = $(BIN)/snakemake $(OVERLAY) --cores $(CORES) --rerun-incomplete --sh
 TEX = texlive-latex-recommended texlive-fonts-recommended latexmk
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup tex reproduce report smoke resources promote verify record keep take redraw crate test test-gpu ruff lint schema artifact pin-envs unlock clean
+.PHONY: help setup tex reproduce report smoke resources promote verify record keep take redraw crate test test-gpu bench ruff lint schema artifact pin-envs unlock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -91,6 +91,11 @@ test: setup ruff ## formatting, lint, dry runs of all presets, unit tests, and t
 
 test-gpu: setup ## one step of every stage at full size on a GPU; skipped where there is none
 	$(BIN)/python -m pytest -m gpu -rs
+
+BENCHMARKS ?= paper/reference/benchmarks.csv
+
+bench: setup ## time what claims of speed rest on, into paper/reference/benchmarks.csv; on a machine that does nothing else
+	@for file in tests/benchmarks/bench_*.py; do echo "$$file"; OMP_NUM_THREADS=1 $(BIN)/python $$file --out $(BENCHMARKS); done
 
 ruff: setup
 	$(BIN)/ruff check .

@@ -420,9 +420,16 @@ VERBS = [
     ),
     Verb(
         "import-weights",
-        "Turn LoRAs that others published (safetensors) into a model set.",
+        "Turn LoRAs that others published (safetensors), or their principal components, into a model set.",
         "tuneleak.models.import_weights:import_weights",
-        [Argument("--folder", "folder with the LoRAs, say one of `fetch`"), BASE, WORLD, OUT],
+        [
+            Argument("--folder", "folder with the LoRAs, say one of `fetch`"),
+            BASE,
+            WORLD,
+            Argument("--start", "first LoRA, in the order of paths or rows (default: 0)", required=False, kind=int),
+            Argument("--stop", "LoRA after the last (default: all)", required=False, kind=int),
+            OUT,
+        ],
         ImportWeightsOptions,
     ),
     Verb(

@@ -257,9 +257,18 @@ class Config(Options):
             told = [bool(other.images), bool(other.world), bool(other.distractors)]
             if len(set(told)) > 1 or other.world == knobs.world:
                 raise ValueError(f"lora_weights.other_recipes: {other.name!r}: other victims need `images`, `distractors` and a `world` of their own")
+        self._size_pool_suffices(knobs)
         unknown = set(knobs.adaptive) - {item.name for item in knobs.transforms}
         if unknown:
             raise ValueError(f"lora_weights.adaptive: {sorted(unknown)[0]!r} is none of the transforms {[item.name for item in knobs.transforms]}")
+
+    def _size_pool_suffices(self, knobs):
+        drawn = {source.name for source in self.images if source.kind == "population"} & {"lora-train", "lora-test"}
+        if knobs.sizes.photographs and knobs.train_images not in drawn:
+            raise ValueError(f"lora_weights.sizes.photographs: those of lora-train can be drawn anew, not those of {knobs.train_images!r}; leave it out")
+        pool, most = knobs.sizes.photographs or self.population.lora_photographs, max(knobs.sizes.image_counts, default=0)
+        if knobs.sizes.steps and knobs.train_images in drawn and most > pool:
+            raise ValueError(f"lora_weights.sizes.image_counts: {most} pictures of a person who has {pool}; set sizes.photographs to {most}")
 
     def _names_are_unique(self):
         groups = {"images": self.images, "bases": self.bases, "worlds": self.worlds}

@@ -283,6 +283,16 @@ class VariantsOptions(Options):
     variants: list[Variant] = Field([Variant(name="reference")], min_length=1, description="the variants")
 
 
+class PrincipalComponentNames(Options):
+    """Names under which LoRAs were published as principal components: of tensors in safetensors files, and of a JSON file."""
+
+    components: str = Field("V", description="tensor of the principal components (weights, K)")
+    mean: str = Field("mean", description="tensor of the weights' means")
+    deviation: str = Field("std", description="tensor of their standard deviations")
+    coefficients: str = Field("proj_1000pc", description="tensor of each LoRA's coefficients (LoRAs, k)")
+    layout: str = Field("weight_dimensions.json", description="file that says in which order and shape the matrices follow each other")
+
+
 class ImportWeightsOptions(Options):
     """How a folder of published LoRAs becomes a ModelSet; a metadata.csv in it goes first."""
 
@@ -290,6 +300,8 @@ class ImportWeightsOptions(Options):
     caption: str = Field("{concept}", description="their training caption; {concept} is the name of the file, or of its folder")
     n_images: Count = Field(0, description="pictures each was trained on (0: unknown)")
     skip_broken: bool = Field(False, description="leave unusable files out and list them, instead of stopping at the first")
+    alpha: float = Field(0, ge=0, lt=1e6, description="alpha of LoRAs given as principal components (0: lora_alpha of the adapter_config.json beside them)")
+    names: PrincipalComponentNames = Field(PrincipalComponentNames(), description="names of the tensors and of the layout, if they are principal components")
 
 
 class WeightsTrainOptions(Options):

@@ -270,6 +270,168 @@ def test_transforms_that_do_not_exist(kind, strength, says, lora, base, tiny_bas
     refused("transform", "--models", lora, "--base", tiny_base, "--out", tmp_path / "out", "--kind", kind, "--strength", strength, says=says)
 
 
+# --- principal components of LoRAs ------------------------------------------------------------------------------------------------------
+
+PARTS = ("V", "mean", "std", "proj_1000pc")
+
+
+@pytest.fixture
+def components(base, tiny_base, tmp_path, refused, monkeypatch):
+    """`components(change, says, *flags)`: change a folder with the principal components of three LoRAs (`change(folder)`) and import them."""
+    monkeypatch.setattr("tuneleak.models.import_weights.load_base", lambda folder: base)
+    layers = {name: layer for name, layer in base.unet.named_modules() if name.endswith("to_q")}
+    shapes = {name: ((2, layer.in_features), (layer.out_features, 2)) for name, layer in layers.items()}
+    layout = {f"{name}.lora_{side}.weight": list(shape) for name, pair in shapes.items() for side, shape in zip("AB", pair, strict=True)}
+    length, folder = sum(a * b for a, b in layout.values()), tmp_path / "components"
+    folder.mkdir()
+    made = {"V": torch.randn(length, 5), "mean": torch.randn(length), "std": torch.rand(length), "proj_1000pc": torch.randn(3, 4)}
+    for name, tensor in made.items():
+        save_file({name: tensor}, folder / f"{name}.safetensors")
+    (folder / "weight_dimensions.json").write_text(json.dumps(layout))
+
+    def run(change, says, *flags):
+        change(folder)
+        words = ["import-weights", "--folder", folder, "--base", tiny_base, "--world", "w", "--out", tmp_path / "out"]
+        refused(*words, *(flags or ("--alpha", "27")), says=says)
+        assert not (tmp_path / "out" / "manifest.csv").exists()
+
+    return run
+
+
+def _tensor(name, change):
+    """Put `change(tensor)` in the place of a tensor."""
+
+    def run(folder):
+        path = folder / f"{name}.safetensors"
+        save_file({name: change(load_file(path)[name]).contiguous()}, path)
+
+    return run
+
+
+def _layout(change):
+    """Put `change(layout)` (an object, or text) in the place of the layout."""
+
+    def run(folder):
+        path = folder / "weight_dimensions.json"
+        changed = change(json.loads(path.read_text()))
+        path.write_text(changed if isinstance(changed, str) else json.dumps(changed))
+
+    return run
+
+
+def _first(entry):
+    return _layout(lambda layout: layout | {min(layout): entry})
+
+
+def _text(name, text):
+    return lambda folder: (folder / name).write_text(text)
+
+
+def _link(folder):
+    (folder / "mean.safetensors").rename(folder.parent / "elsewhere.safetensors")
+    (folder / "mean.safetensors").symlink_to(folder.parent / "elsewhere.safetensors")
+
+
+def _as_pickle(name):
+    def run(folder):
+        (folder / f"{name}.safetensors").unlink()
+        torch.save(torch.zeros(3), folder / f"{name}.pt")
+
+    return run
+
+
+def _loud(folder):
+    _tensor("proj_1000pc", lambda held: held.fill_(1e30))(folder)
+    _tensor("V", lambda held: held.fill_(1e30))(folder)
+
+
+Q = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+COMPONENTS = {
+    "no-layout": (lambda folder: (folder / "weight_dimensions.json").unlink(), "not weight_dimensions.json"),
+    "layout-not-json": (_layout(lambda layout: "{"), "not valid JSON"),
+    "layout-a-list": (_layout(lambda layout: [1]), "must hold a JSON object"),
+    "layout-endless-nesting": (_layout(lambda layout: "[" * 100_000), "not valid JSON"),
+    "layout-empty": (_layout(lambda layout: {}), "names no matrix"),
+    "layout-short": (_layout(lambda layout: dict(list(layout.items())[:-2])), "has shape"),
+    "layout-one-side": (_layout(lambda layout: dict(list(layout.items())[:-1])), "both matrices"),
+    "layout-twice": (_layout(lambda layout: layout | {f"unet.{name}": entry for name, entry in layout.items()}), "second matrix"),
+    "layout-no-matrix": (_layout(lambda layout: layout | {"bias": [1, 1]}), "is no LoRA matrix"),
+    "layout-unknown-module": (_layout(lambda layout: layout | {"mid_block.nowhere.lora_A.weight": [2, 2]}), "is not a linear layer"),
+    "layout-of-the-text-encoder": (_layout(lambda layout: layout | {"text_encoder.q_proj.lora_A.weight": [2, 2]}), "is not a LoRA matrix of unet"),
+    "layout-convolution": (_layout(lambda layout: layout | {"conv_in.lora_A.weight": [2, 2], "conv_in.lora_B.weight": [2, 2]}), "is no linear layer"),
+    "layout-other-shape": (_layout(lambda layout: layout | {f"{Q}.lora_A.weight": [2, 5]}), "have shapes"),
+    "layout-other-rank": (_layout(lambda layout: {name: [1, e[1]] if "_A" in name and Q in name else e for name, e in layout.items()}), "have shapes"),
+    "layout-minus": (_first([-2, -16]), "in whole numbers"),
+    "layout-zero": (_first([0, 16]), "in whole numbers"),
+    "layout-fraction": (_first([2.0, 16]), "in whole numbers"),
+    "layout-true": (_first([True, 16]), "in whole numbers"),
+    "layout-a-word": (_first("2 x 16"), "in whole numbers"),
+    "layout-null": (_first(None), "in whole numbers"),
+    "layout-nested": (_first([[[2]], [2, 16]]), "in whole numbers"),
+    "layout-cube": (_first([2, 4, 4]), "in whole numbers"),
+    "layout-bomb": (_first([10**30, 10**30]), "have shapes"),
+    "layout-count-is-another": (_first([[31], [2, 16]]), "31 elements"),
+    "no-tensor": (lambda folder: (folder / "mean.safetensors").unlink(), "no safetensors file with a tensor 'mean'"),
+    "pickle-in-its-place": (_as_pickle("std"), "no safetensors file with a tensor 'std'"),
+    "all-pickles": (lambda folder: [(folder / "weight_dimensions.json").unlink(), *(_as_pickle(name)(folder) for name in PARTS)], "is a pickle"),
+    "twice": (lambda folder: shutil.copy(folder / "mean.safetensors", folder / "again.safetensors"), "is in again.safetensors and in mean"),
+    "truncated": (lambda folder: os.truncate(folder / "V.safetensors", 500), "not a readable safetensors"),
+    "linked-out": (_link, "outside that folder"),
+    "mean-of-two": (_tensor("mean", lambda held: held[None]), "'mean' has shape"),
+    "mean-short": (_tensor("mean", lambda held: held[:-1]), "'mean' has shape"),
+    "components-turned": (_tensor("V", lambda held: held.T), "'V' has shape"),
+    "components-flat": (_tensor("V", lambda held: held[:, 0]), "'V' has shape"),
+    "fewer-components-than-coefficients": (_tensor("V", lambda held: held[:, :3]), "'proj_1000pc' has shape"),
+    "coefficients-flat": (_tensor("proj_1000pc", lambda held: held[0]), "'proj_1000pc' has shape"),
+    "a-number": (_tensor("proj_1000pc", lambda held: held.sum()), "'proj_1000pc' has shape"),
+    "nobody": (_tensor("proj_1000pc", lambda held: held[:0]), "'proj_1000pc' has shape"),
+    "no-component": (_tensor("proj_1000pc", lambda held: held[:, :0]), "'proj_1000pc' has shape"),
+    "components-not-a-number": (_tensor("V", lambda held: held * float("nan")), "not made of finite"),
+    "coefficients-infinite": (_tensor("proj_1000pc", lambda held: held / 0), "not made of finite"),
+    "mean-not-a-number": (_tensor("mean", lambda held: held * float("nan")), "not made of finite"),
+    "whole-numbers": (_tensor("std", lambda held: held.long()), "not made of finite"),
+    "eight-bits-not-a-number": (_tensor("std", lambda held: (held * float("nan")).to(torch.float8_e4m3fn)), "not made of finite"),
+    "minus": (_tensor("std", lambda held: -held), "negative deviations"),
+    "too-large": (_loud, "too large for 32 bits"),
+    "settings-not-json": (_text("adapter_config.json", "{"), "not valid JSON"),
+    "settings-other-rank": (_text("adapter_config.json", '{"r": 3, "lora_alpha": 1}'), "rank or alpha is not usable"),
+    "settings-dora": (_text("adapter_config.json", '{"use_dora": true}'), "use_dora"),
+    "metadata-without-rows": (_text("metadata.csv", "file,step\na,1\n"), "lacks the columns row"),
+    "metadata-beyond": (_text("metadata.csv", "row,concept\n3,ada\n"), "no row '3' among 3"),
+    "metadata-minus": (_text("metadata.csv", "row,concept\n-1,ada\n"), "no row '-1'"),
+    "metadata-other-digits": (_text("metadata.csv", "row,concept\n²,ada\n"), "no row '²'"),
+    "metadata-one-name": (_text("metadata.csv", "row,concept\n0,../ada\n1,ada\n"), "would be called"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_principal_components(name, components):
+    components(*COMPONENTS[name])
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--step", "1"), "does not say what alpha"),
+        (("--alpha", "-1"), "greater than or equal to 0"),
+        (("--alpha", "NaN"), "finite"),
+        (("--alpha", "1", "--start", "3"), "holds 3 LoRAs"),
+        (("--alpha", "1", "--start", "2", "--stop", "1"), "holds 3 LoRAs"),
+        (("--alpha", "1", "--names", '{"mean": "std"}'), "names must differ"),
+        (("--alpha", "1", "--names", '{"layout": "../outside.json"}'), "outside that folder"),
+        (("--alpha", "1", "--names", '{"mean": "average"}'), "no safetensors file with a tensor 'average'"),
+        (("--alpha", "1", "--names", '{"average": "mean"}'), "not permitted"),
+    ],
+)
+def test_how_principal_components_are_asked_for(flags, says, components):
+    components(lambda folder: (folder.parent / "outside.json").write_text("{}"), says, *flags)
+
+
+def test_more_loras_than_the_disk_holds(components, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": 100})())
+    components(lambda folder: None, "GiB left; give fewer")
+
+
 # --- bases -----------------------------------------------------------------------------------------------------------------------------
 
 

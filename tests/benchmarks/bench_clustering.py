@@ -1,6 +1,6 @@
 """Clique partition of generations against networkx's enumeration of all maximal cliques (the public way). Processor seconds, reported and never asserted on.
 
-Run: python tests/benchmarks/bench_clustering.py [--pictures 100 200 500 5000] [--patience 60]
+Run: python tests/benchmarks/bench_clustering.py [--pictures 100 200 500 5000] [--patience 60] [--out FILE]
 """
 
 import argparse
@@ -10,6 +10,7 @@ from itertools import product
 
 import networkx as nx
 import numpy as np
+from recording import Results, add_out
 
 from tuneleak.attacks.extraction.cliques import partition_or_approximate
 from tuneleak.attacks.extraction.clustering import cluster, similarity
@@ -50,7 +51,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pictures", type=int, nargs="+", default=[100, 200, 500, 5000])
     parser.add_argument("--patience", type=float, default=60.0, help="seconds after which networkx is stopped")
+    add_out(parser)
     arguments = parser.parse_args()
+    results = Results("clustering", arguments)
     budget = ClusterOptions().node_budget
     print("pictures density noise | ours s  exact cliques largest | networkx s, ratio, largest")
     for pictures, density, noise in product(arguments.pictures, (0.1, 0.3), (0.8, 1.5)):
@@ -62,11 +65,20 @@ def main():
         theirs = by_enumeration(adjacency, arguments.patience)
         shown = f"stopped after {arguments.patience:g} s" if theirs is None else f"{theirs[0]:.2f} {theirs[0] / ours:.0f} {theirs[1]}"
         print(f"{pictures:8} {density:7} {noise:5} | {ours:6.2f} {exact!s:>6} {len(cliques):7} {len(cliques[0]):7} | {shown}", flush=True)
+        case = f"{pictures} pictures, density {density}, noise {noise}"
+        results.add(f"{case}: ours", ours, "s")
+        if theirs is None:
+            results.add(f"{case}: networkx, stopped", arguments.patience, "s at least")
+        else:
+            results.add(f"{case}: networkx", theirs[0], "s")
+            results.add(f"{case}: networkx to ours", theirs[0] / ours, "ratio")
     for mode, noise in product(("fair", "compat"), (0.8, 1.5)):
         start = time.process_time()
         found = cluster(features(500, 10, noise), 10, ClusterOptions(mode=mode))
         seconds = time.process_time() - start
         print(f"{mode}, 500 pictures of 10 images, noise {noise}: {seconds:.2f} s, threshold {found.threshold:.2f}, {len(found.members)} cliques", flush=True)
+        results.add(f"{mode}, 500 pictures of 10 images, noise {noise}: clustering", seconds, "s")
+    results.write()
 
 
 if __name__ == "__main__":

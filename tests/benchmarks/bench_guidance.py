@@ -1,6 +1,7 @@
 """Guidance sampling against its floor and against the public way, in one run; reported, never asserted.
 
     python tests/benchmarks/bench_guidance.py [--generations 50] [--steps 20] [--batch 50] [--threads 1] [--device cpu] [--unet resources/bases/H1]
+        [--out FILE]
 
 Networks of the shipped base's configuration with random weights: time does not depend on them. `bare` is two model calls per step and nothing else;
 `public` is the public code's way: two float32 networks side by side, batches of five, gradients off, the scheduler's tensors indexed in every step.
@@ -15,6 +16,7 @@ import json
 import time
 
 import torch
+from recording import Results, add_out
 
 from tuneleak.attacks.extraction import cfg, direct, finextract
 from tuneleak.attacks.extraction.pair import ModelPair
@@ -99,13 +101,20 @@ def public(pretrained, finetuned, noise, context, timesteps, abar):
     return torch.cat(made)
 
 
+def _ratios(first, second):
+    """Of each repeat; the first round warmed up."""
+    return [a / b for a, b in zip(first[1:], second[1:], strict=True)]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("generations", 50), ("steps", 20), ("batch", 50), ("threads", 1), ("repeats", 3)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--unet", default="resources/bases/H1")
+    add_out(parser)
     args = parser.parse_args()
+    results = Results("guidance", args)
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
     adapted = with_lora(random_unet(args.unet, 0)).to(device)
@@ -142,13 +151,22 @@ def main():
     for name, value in best.items():
         ratios = f"{value / best['bare']:6.3f} x bare  {best['public'] / value:6.2f} x faster than public"
         print(f"{name:28s} {value:8.3f} s  {args.generations / value:8.2f} generations/s  {ratios}")
+        results.add(name, value, "s", seconds[name][1:])
+        if name not in ("bare", "public"):
+            results.add(f"{name} to bare", value / best["bare"], "ratio", _ratios(seconds[name], seconds["bare"]))
+        if name != "public":
+            results.add(f"public to {name}", best["public"] / value, "ratio", _ratios(seconds["public"], seconds[name]))
     scale = float(latents["public"].square().mean().sqrt())
     away = {name: float((latents[name] - latents["public"]).abs().max()) / scale for name in ("finextract, two networks", "finextract, LoRA switched")}
     one, two = (sum(p.numel() * p.element_size() for network in group for p in network.parameters()) for group in ((adapted,), networks))
     print(f"largest difference of latents from the public way's, in their root mean square: {', '.join(f'{name} {value:.1e}' for name, value in away.items())}")
     print(f"weights in memory: LoRA switched {one / 2**20:.2f} MiB, two networks {two / 2**20:.2f} MiB")
-    told = {"seconds": best, "differences": away, "weights": [one, two]}
-    print(json.dumps({**told, **vars(args), "torch": torch.__version__, "parameters": sum(p.numel() for p in networks[0].parameters())}))
+    for name, value in away.items():
+        results.add(f"{name}: largest difference of latents from the public way's", value, "root mean squares of latents")
+    results.add("weights of two networks to those of a LoRA switched", two / one, "ratio")
+    results.write()
+    told = {"seconds": best, "differences": away, "weights": [one, two], "parameters": sum(p.numel() for p in networks[0].parameters())}
+    print(json.dumps({**told, **vars(args), "torch": torch.__version__}, default=str))
 
 
 if __name__ == "__main__":

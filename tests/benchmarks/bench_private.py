@@ -1,6 +1,6 @@
 """A step of private training with ghost norms against Opacus's hooks: seconds and memory, in one run; reported, never asserted.
 
-    python tests/benchmarks/bench_private.py [--pictures 32] [--draws 1] [--repeats 3] [--threads 1] [--device cpu]
+    python tests/benchmarks/bench_private.py [--pictures 32] [--draws 1] [--repeats 3] [--threads 1] [--device cpu] [--out FILE]
 
 A UNet of the embedded size (half width, 8x8x8 latents, 32 tokens of width 128) with random weights. `backward` is the floor: loss and gradient of the whole
 batch, no privacy. Memory is the peak of a fresh process per way (on a GPU: torch's own peak), minus that of `backward`. All ways of one set give the same sum.
@@ -11,6 +11,8 @@ import json
 import multiprocessing
 import resource
 import time
+
+from recording import Results, add_out
 
 LATENT, TOKENS, WIDTH = (8, 8, 8), 32, 128
 SETS = ("attention", "lora", "all", "bias")
@@ -61,7 +63,7 @@ def measure(way, kind, args, queue):
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
     peak = torch.cuda.max_memory_allocated() if args.device.startswith("cuda") else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    queue.put({"seconds": min(seconds[1:]), "peak": peak, "norm": total})
+    queue.put({"seconds": min(seconds[1:]), "all": seconds[1:], "peak": peak, "norm": total})
 
 
 def main():
@@ -70,7 +72,9 @@ def main():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--sets", nargs="+", default=SETS, choices=SETS)
+    add_out(parser)
     args = parser.parse_args()
+    results = Results("private", args)
     context, found = multiprocessing.get_context("spawn"), {}
     for kind in args.sets:
         for way in WAYS:
@@ -87,7 +91,12 @@ def main():
                 f"{kind:10s} {way:9s} {one['seconds']:8.3f} s  {one['seconds'] / floor['seconds']:6.2f} x backward  {more:+9.1f} MiB  |sum| {one['norm']:.6f}",
                 flush=True,
             )
-    print(json.dumps({f"{kind}/{way}": values for (kind, way), values in found.items()} | vars(args)))
+            results.add(f"{kind}, {way}", one["seconds"], "s", one["all"])
+            if way != "backward":
+                results.add(f"{kind}, {way} to backward", one["seconds"] / floor["seconds"], "ratio")
+                results.add(f"{kind}, {way}: memory beyond backward", more, "MiB")
+    results.write()
+    print(json.dumps({f"{kind}/{way}": values for (kind, way), values in found.items()} | vars(args), default=str))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """SecMI with the calls that its definition needs against the public code's 38; reported, never asserted.
 
     python tests/benchmarks/bench_secmi.py [--unet resources/bases/H1] [--pictures 50] [--batch 50] [--threads 1] [--device cpu] [--repeats 3]
+        [--out FILE]
 
 The public code carries a picture up through 19 steps, comes down through as many, and compares what it had at t = 140: 38 calls. The same
 number takes 14 calls up to t = 140, one up and one down. Both run the network described by `<unet>/config.json` with random weights (time does
@@ -14,6 +15,7 @@ import time
 from pathlib import Path
 
 import torch
+from recording import Results, add_out
 
 from tuneleak.attacks.membership import secmi_stat
 from tuneleak.models.samplers import ddim_step
@@ -65,7 +67,9 @@ def main():
     for name, default in (("pictures", 50), ("batch", 50), ("threads", 1), ("repeats", 3)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--device", default="cpu")
+    add_out(parser)
     args = parser.parse_args()
+    results = Results("secmi", args)
     torch.set_num_threads(args.threads)
     from diffusers import UNet2DConditionModel
 
@@ -88,9 +92,13 @@ def main():
     difference = float(((values["ours"] - values["public"]) / values["public"]).abs().max())
     for name, value in best.items():
         print(f"{name:8s} {calls[name]:3d} calls  {value:8.3f} s  {args.pictures / value:8.2f} pictures/s")
+        results.add(f"{name}, {calls[name]} calls", value, "s", seconds[name][1:])
     print(f"{best['public'] / best['ours']:.2f} times as fast, largest relative difference {difference:.1e}")
-    told = vars(args) | {"unet": str(args.unet), "torch": torch.__version__}
-    print(json.dumps({"seconds": best, "calls": calls, "difference": difference, **told}))
+    ratios = [theirs / mine for mine, theirs in zip(seconds["ours"][1:], seconds["public"][1:], strict=True)]
+    results.add("public to ours", best["public"] / best["ours"], "ratio", ratios)
+    results.add("largest difference of scores", difference, "share of the score")
+    results.write()
+    print(json.dumps({"seconds": best, "calls": calls, "difference": difference, **vars(args), "torch": torch.__version__}, default=str))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What starting a stage costs beside importing the classes it uses; reported, never asserted.
 
-    python tests/benchmarks/bench_startup.py [--repeats 3] [--out paper/reference/startup.csv]
+    python tests/benchmarks/bench_startup.py [--repeats 3] [--stages NAME ...] [--out FILE]
 
 A stage is started on a tiny pipeline and stopped where its work begins (the first training step, the noise that a budget asks for, the first generation, the
 first score): processor seconds of the whole process up to there, loading the pipeline and its pictures included. Beside it a process that only imports the
@@ -8,7 +8,6 @@ classes by which that work is done. The least of `--repeats` counts, processes o
 """
 
 import argparse
-import csv
 import importlib.util
 import json
 import os
@@ -16,6 +15,8 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from recording import Results, add_out
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES = """
@@ -70,8 +71,10 @@ def seconds(code, words=()):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, help="write a table of what was found")
-    asked, rows = parser.parse_args(), []
+    parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=list(STAGES), metavar="NAME")
+    add_out(parser)
+    asked = parser.parse_args()
+    results = Results("startup", asked)
     specification = importlib.util.spec_from_file_location("tiny", ROOT / "tests/conftest.py")
     tiny = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(tiny)
@@ -80,17 +83,16 @@ def main():
         models = Path(folder, "models")
         lora = [sys.executable, "-m", "tuneleak", *map(str, arguments("lora", base, images, models, None))]
         subprocess.run(lora, env={**os.environ, "PYTHONPATH": str(ROOT / "src")}, check=True, capture_output=True)
-        for name, (begins, stage, more) in STAGES.items():
+        for name in asked.stages:
+            begins, stage, more = STAGES[name]
             words = [begins, *arguments(stage, base, images, Path(folder, "out"), models)]
             found = [(seconds(STOP, words), seconds(f"{CLASSES}{more}\nimport time; print(time.process_time())")) for _ in range(asked.repeats)]
             started, imported = (min(column) for column in zip(*found, strict=True))
             print(f"{name:22} {started:5.2f} s until its work begins, {imported:5.2f} s to import its classes, ratio {started / imported:.2f}", flush=True)
-            rows.append({"stage": name, "started_seconds": started, "imported_seconds": imported, "ratio": round(started / imported, 3)})
-    if asked.out:
-        with open(asked.out, "w", newline="") as handle:
-            table = csv.DictWriter(handle, list(rows[0]), lineterminator="\n")
-            table.writeheader()
-            table.writerows(rows)
+            for what, value, repeats in zip(("until its work begins", "import of its classes"), (started, imported), zip(*found, strict=True), strict=True):
+                results.add(f"{name}: {what}", value, "s", repeats)
+            results.add(f"{name}: start to import", started / imported, "ratio", [a / b for a, b in found])
+    results.write()
 
 
 if __name__ == "__main__":

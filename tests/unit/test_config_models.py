@@ -18,6 +18,8 @@ from tuneleak.options import ImportOptions
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
 
+SIZES = SHIPPED["lora_weights"]["sizes"] | {"photographs": 20}
+ARTISTS = SHIPPED["lora_weights"] | {"train_images": "public-artists", "sizes": SIZES}
 OTHERS = {
     "name": "artists",
     "images": "private-artists",
@@ -96,10 +98,18 @@ def test_a_missing_section_is_named(key):
         (["lora_weights", "other_recipes"], [OTHERS | {"world": ""}], "'artists': other victims need `images`, `distractors` and a `world` of their own"),
         (["lora_weights", "other_recipes"], [OTHERS | {"images": ""}], "'artists': other victims need `images`, `distractors` and a `world` of their own"),
         (["lora_weights", "other_recipes"], [OTHERS | {"options": OTHERS["options"] | {"rank": 2}}], "rank must be that of lora_weights.recipe"),
+        (["lora_weights", "sizes", "image_counts"], [1, 13], "image_counts: 13 pictures of a person who has 12; set sizes.photographs to 13"),
+        (["lora_weights"], ARTISTS, "photographs: those of lora-train can be drawn anew, not those of 'public-artists'"),
     ],
 )
 def test_inconsistent_entries_are_named(path, value, says):
     fails(changed(path, value), says)
+
+
+def test_more_photographs_allow_more_pictures():
+    values = changed(["lora_weights", "sizes"], SIZES | {"image_counts": [1, 20]})
+    assert config.load(values).lora_weights.sizes.photographs == 20
+    fails(changed(["lora_weights", "sizes"], SIZES | {"image_counts": [1, 21]}), "21 pictures of a person who has 20")
 
 
 def test_a_new_attack_is_one_file_and_one_line(tmp_path):

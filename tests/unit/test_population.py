@@ -94,6 +94,11 @@ def test_photographs_of_a_person_are_distinct_over_all_folds():
         assert len({tuple(photograph[name] for name in (*population.PHOTOGRAPH_FACTORS, "background")) for photograph in drawn}) == 124
 
 
+def test_more_photographs_of_a_person_leave_the_first_as_they_are():
+    person = population.identities(WORLD)["lora-train"][3]
+    assert population.photographs(WORLD, person, 20, "photographs")[:12] == population.photographs(WORLD, person, 12, "photographs")
+
+
 def test_factors_are_balanced():
     counts = Counter(
         photograph["mouth"] for person in population.identities(WORLD)["named"] for photograph in population.photographs(WORLD, person, 100, "photographs")

@@ -86,6 +86,7 @@ LIKE = {  # what runs a kind's verb
     "collect_weights": ["collect_second", "collect_shadows", "collect_sizes"],
     "train_embedder": ["train_text_encoder"],
     "assemble": ["assemble_built"],
+    "render": ["render_sizes"],
     "import_folder": ["import_fetched"],
     "sample_private": ["sample_base"],
     "shake_synthesize": ["shake_draw_point"],

@@ -118,6 +118,19 @@ def test_victims_of_other_recipes_have_their_own_pictures_and_gallery(clone):
     assert "--second" in none and "--second" not in artists
 
 
+def test_numbers_of_pictures_beyond_what_people_have_get_photographs_of_their_own(clone):
+    """The full preset asks for up to 20 pictures of people with 12 photographs; the others take those that are there."""
+    for overlay, folder in ((overlay_of("full"), "weights/size-photographs"), ((), "data/lora-train")):
+        done = clone.snakemake("--dry-run", "--printshellcmds", *overlay, "--", "weights").stdout
+        results = "results/full" if overlay else "results/embedded"
+        calls = re.findall(r"tuneleak collect-weights .*weights/sizes/.*", done)
+        assert len(calls) == 2 and all(f"--images {results}/{folder} " in call for call in calls)
+        (train,) = {call.split("--images ")[1].split()[0] for call in re.findall(r"tuneleak collect-weights .*weights/train/.*", done)}
+        assert train == f"{results}/data/lora-train"
+        rendered = re.findall(r"tuneleak render --name lora-train .*size-photographs.*", done)
+        assert len(rendered) == bool(overlay) and all('"lora_photographs": 20' in call for call in rendered)
+
+
 @pytest.mark.parametrize(
     ("overlays", "says"),
     [

@@ -46,6 +46,12 @@ def second_collect_options(wildcards):
     return collected(other, snapshot_every=0, skip_images=recipe.images_per_concept, coin=False)
 
 
+def size_images():
+    """The pictures whose number is to be told: the attacker's people as they are, or with more photographs of each."""
+    folder = "weights/size-photographs" if study.lora_weights.sizes.photographs else f"data/{study.lora_weights.train_images}"
+    return f"{RESULTS}/{folder}/manifest.csv"
+
+
 def size_collect_options(wildcards):
     return collected(snapshot_every=0, image_counts=study.lora_weights.sizes.image_counts, steps=wildcards.steps, coin=False)
 

@@ -257,10 +257,32 @@ rule attack_weights:
         " --device {params.device} --dtype {params.dtype} --options {params.options:q} > {log} 2>&1"
 
 
+rule render_sizes:
+    output:
+        manifest="<results>/weights/size-photographs/manifest.csv",
+    log:
+        "<logs>/render_sizes.log",
+    benchmark:
+        "<benchmarks>/render_sizes.tsv"
+    conda:
+        "../../envs/models.yaml"
+    threads: 1
+    resources:
+        mem_mb=gigabytes(2),
+        runtime=minutes(30),
+    params:
+        name=study.lora_weights.train_images,
+        out=subpath(output.manifest, parent=True),
+        options=as_json(study.population, lora_photographs=study.lora_weights.sizes.photographs),
+        code=code("tuneleak.data.render"),
+    shell:
+        "exec python -m tuneleak render --name {params.name} --out {params.out:q} --options {params.options:q} > {log} 2>&1"
+
+
 rule collect_sizes:
     input:
         base=weights_base,
-        images=f"<results>/data/{study.lora_weights.train_images}/manifest.csv",
+        images=size_images(),
     output:
         manifest="<results>/weights/sizes/{steps}/manifest.csv",
         stack="<results>/weights/sizes/{steps}/weights.safetensors",

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from tuneleak.options import (
     CollectOptions,
+    Count,
     EvaluateOptions,
     FinetuneOptions,
     Options,
@@ -42,6 +43,7 @@ class SizePlan(Options):
 
     people: Positive = Field(description="people, each with one number of pictures")
     image_counts: list[Positive] = Field(description="numbers of pictures, in turn")
+    photographs: Count = Field(0, description="photographs of each person, drawn for this part alone (people of the population; 0: those of train_images)")
     steps: list[Literal["total", "per-image"]] = Field(description="what is the same for all numbers of pictures; one data set each")
     options: SizeOptions = Field(description="the classifier")
 
