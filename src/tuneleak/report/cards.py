@@ -14,8 +14,8 @@ PARTS = {
     "autoencoder": "AutoencoderKL (diffusers). Maps 64 px pictures to 8x8 latents; shared by every base and frozen.",
     "text-encoder": "CLIPTextModel and CLIPTokenizer (transformers): the text tower of a CLIP trained on public pictures, the instrument photographs and "
     "their captions; shared by every base and frozen. Neither fold P nor fold Q was seen.",
-    "bases/H1": "UNet2DConditionModel (diffusers), half width. Trained on public faces, public artists and fold P of the named people, each photograph "
-    "of fold P repeated 1, 4 or 16 times by lot.",
+    "bases/H1": "UNet2DConditionModel (diffusers), two blocks of 64 channels. Trained on public faces, public artists and fold P of the named people, each "
+    "photograph of fold P repeated 1, 4 or 16 times by lot.",
     "bases/H1-twin": "The same as H1 in everything but the fold: it trained on fold Q, so every named photograph is a member of one of the two.",
     "bases/D1": "UNet2DModel (diffusers), a class-conditional DDPM of pixels: the same pictures and fold as H1, but neither autoencoder nor text; its classes "
     "are the names in captions (`classes.json`).",

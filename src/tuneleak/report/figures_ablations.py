@@ -10,8 +10,8 @@ from tuneleak.report import names, rows, style
 
 _AXES = {
     "steps": "training steps per picture",
-    "pictures-total": "training pictures, all steps fixed",
-    "pictures-each": "training pictures, steps per picture fixed",
+    "pictures-total": "pictures, all steps fixed",
+    "pictures-each": "pictures, steps of each fixed",
     "rank": "LoRA rank",
     "generations": "generations per picture",
     "threshold": "clustering threshold",
@@ -47,7 +47,7 @@ def ablations(table, variants, recipe, out):
     """AS against the guidance weight, the best weight against training length, and AS along each axis; a line per fine-tuning method."""
     plain = table[~table.defence.str.contains("-minus-") & (table.attack == "finextract")]
     placed = _placed(_at_frozen(table), variants, recipe)
-    axes = ["w", "best w", *(name for name in _AXES if name in set(placed.axis))] if len(plain) else []
+    axes = ["w", *(["best w"] if "steps" in set(placed.axis) else []), *(name for name in _AXES if name in set(placed.axis))] if len(plain) else []
     with style.figure(style.TEXT_WIDTH, 1.75 * max(1, -(-len(axes) // 3))) as figure:
         grid = figure.subplots(max(1, -(-len(axes) // 3)), 3, squeeze=False).ravel()
         for panel in grid[len(axes) :]:
@@ -62,6 +62,7 @@ def ablations(table, variants, recipe, out):
 
 
 def _panel(panel, axis, plain, placed):
+    ticks = set()
     for number, method in enumerate(names.methods_in_order(plain.method)):
         mine, look = plain[plain.method == method], {"marker": _MARKERS[number], "markersize": 3, "capsize": 1.5, "label": names.method_name(method)}
         if axis == "w":
@@ -74,6 +75,7 @@ def _panel(panel, axis, plain, placed):
         else:
             part = placed[(placed.axis == axis) & (placed.method == method)]
         part = part.sort_values("place")
+        ticks |= set(part.place)
         if len(part):
             spread = [part.value - part.ci_low, part.ci_high - part.value]
             panel.errorbar(part.place, part.value, np.maximum(spread, 0), linewidth=0.9, elinewidth=0.6, **look)
@@ -82,6 +84,7 @@ def _panel(panel, axis, plain, placed):
     if axis != "threshold":
         panel.set_xscale("log")
         panel.minorticks_off()
+    panel.set_xticks(sorted(ticks), [f"{place:g}" for place in sorted(ticks)])
 
 
 def _placed(table, variants, recipe):
@@ -121,7 +124,7 @@ def defences(table, named, out):
                 panel.errorbar(part.value_use, part.value, errors[1], errors[0], **look)
                 for row in part.itertuples():
                     panel.annotate(row.defence, (row.value_use, row.value), xytext=(2, 2), textcoords="offset points", fontsize=5)
-            panel.set_xlabel({"similarity": "similarity to held-outs", "KID": "KID to held-outs (lower is better)"}.get(metric, metric))
+            panel.set_xlabel({"similarity": "similarity to held-outs", "KID": "KID to held-outs (low: good)"}.get(metric, metric))
             panel.set_ylabel("AS of the attack")
         if shown:
             panels[0].legend(loc="best")

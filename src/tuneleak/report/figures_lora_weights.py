@@ -56,7 +56,7 @@ def reconstructions(scores, drawn, images, out):
 
 
 def attacks(table, out):
-    """MRR, rank-5, and cosine of every attack with its interval, controls below it in grey."""
+    """MRR, rank-5, and cosine of every attack with its interval, controls below it in grey; what is neither ours nor the paper's in black."""
     table = table[~table.attack.str.contains("-minus-") & table.guidance.isin(["pictures", "embedding", "decoded"]) & (table.control != "stranger")]
     order = {name: number for number, name in enumerate(names.attacks_in_order(table.attack))}
     lines = sorted(set(zip(table.attack, table.guidance, table.control, strict=True)), key=lambda key: (key[1] != "embedding", order[key[0]], key[2]))
@@ -131,7 +131,7 @@ def _show(axes, pixels):
 
 
 def _look(attack):
-    return _OURS if attack.startswith("spectral") else _PAPERS if attack.startswith("autoencoder") else style.colour(attack)
+    return _OURS if attack.startswith("spectral") else _PAPERS if attack.startswith("autoencoder") else "black"
 
 
 def _short(attack):

@@ -82,7 +82,7 @@ def status_fragment(group):
         parts = [f"{_STATUS_WORDS[status]} in {counts[status]}" + (f" of {total} comparisons" if index == 0 else "") for index, status in enumerate(found)]
         text = ", ".join(parts[:-1]) + " and " + parts[-1]
     tested = group[~group.status.isin(["not-run", "not-comparable"])]
-    return text + (" (intervals over pictures, as there are too few concepts)" if (tested.unit == "images").any() else "")
+    return text + (" (over pictures)" if (tested.unit == "images").any() else "")
 
 
 def summary_fragment(group):
