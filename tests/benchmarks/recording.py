@@ -13,6 +13,7 @@ import torch
 
 from tuneleak import files
 
+ROOT = Path(__file__).resolve().parents[2]
 COLUMNS = ["benchmark", "measure", "value", "unit", "low", "high", "repeats", "settings", "processor", "threads", "torch"]
 
 
@@ -27,7 +28,7 @@ class Results:
     def __init__(self, benchmark, arguments):
         told = vars(arguments)
         self.out = told.get("out")
-        settings = {name: str(value) if isinstance(value, Path) else value for name, value in told.items() if name not in ("out", "threads")}
+        settings = {name: _named(value) for name, value in told.items() if name not in ("out", "threads")}
         on_gpu = str(told.get("device", "cpu")).startswith("cuda")
         processor = torch.cuda.get_device_name() if on_gpu else files.provenance()["machine"]["processor"]
         self.facts = {"settings": json.dumps(settings, sort_keys=True), "processor": processor}
@@ -51,3 +52,11 @@ class Results:
         if self.out.is_file():
             kept = files.read_table(self.out, COLUMNS, "remove it, or name another file")[COLUMNS]
         files.write_csv(self.out, pd.concat([kept[kept.benchmark != self.benchmark], made]).sort_values("benchmark", kind="stable"))
+
+
+def _named(value):
+    """A setting as the table tells it: a path of the repository from its root, wherever that lies."""
+    if not isinstance(value, Path):
+        return value
+    inside = value.resolve()
+    return str(inside.relative_to(ROOT) if inside.is_relative_to(ROOT) else value)

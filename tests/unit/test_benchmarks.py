@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
@@ -57,6 +58,8 @@ def test_a_rerun_replaces_the_rows_of_its_benchmark_alone(load, tmp_path):
         results.add("same", 1, "s"), results.add("same", 2, "s")
         results.write()
     record("nothing", {"first": [1.0]}, out=None)
+    where = argparse.Namespace(unet=recording.ROOT / "resources/bases/H1", elsewhere=tmp_path / "H1")
+    assert json.loads(recording.Results("d", where).facts["settings"]) == {"unet": "resources/bases/H1", "elsewhere": str(tmp_path / "H1")}
     assert set(pd.read_csv(out).benchmark) == {"a", "b"}
 
 
