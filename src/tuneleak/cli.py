@@ -3,6 +3,7 @@
 from tuneleak.command import Argument, Verb, build_parser, run
 from tuneleak.options import (
     AblationEvaluateOptions,
+    AblationFigureOptions,
     AggregateOptions,
     AuditOptions,
     AutoencoderOptions,
@@ -240,7 +241,7 @@ VERBS = [
         "Draw the figures of FineXtract's ablations and defences.",
         "tuneleak.report.figures_ablations:figures",
         [METRICS, OUT],
-        VariantsOptions,
+        AblationFigureOptions,
     ),
     Verb(
         "import-models",

@@ -412,6 +412,14 @@ class SweepOptions(Options):
     seed: int = Field(0, description="seed of the starting noise")
 
 
+class AblationFigureOptions(VariantsOptions):
+    """What the figures of ablations need: the variants and their axes, and where the reference lies on the axes of the attack."""
+
+    generations_per_image: Positive = Field(10, description="generations of the reference, as a multiple of the training pictures")
+    threshold: Fraction = Field(0.5, description="clustering threshold of the reference")
+    steps: Positive = Field(20, description="sampler steps of the reference")
+
+
 class CaptionOptions(Options):
     """How training captions are read from weights."""
 

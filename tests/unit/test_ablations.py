@@ -15,7 +15,16 @@ from tuneleak.finetune import variants
 from tuneleak.metrics import ablations
 from tuneleak.models import embedders, samplers
 from tuneleak.models.schedule import alphas_cumprod, ddim_timesteps
-from tuneleak.options import AblationEvaluateOptions, ClusterOptions, FinetuneOptions, Guidance, SweepOptions, Variant, VariantsOptions
+from tuneleak.options import (
+    AblationEvaluateOptions,
+    AblationFigureOptions,
+    ClusterOptions,
+    FinetuneOptions,
+    Guidance,
+    SweepOptions,
+    Variant,
+    VariantsOptions,
+)
 from tuneleak.report import figures_ablations, rows
 
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -128,9 +137,38 @@ def test_figures_show_every_variant_at_the_frozen_guidance(tmp_path):
     found = evaluated(table, tmp_path)
     shown = figures_ablations._at_frozen(found[(found.control == "") & (found.bound == "")])
     assert dict(zip(shown.defence, shown.guidance, strict=True)) == dict.fromkeys(["flips", "reference", "steps-80"], "w=4,k=0")
-    variants = {"reference": Variant(name="reference"), "steps-80": Variant(name="steps-80", axis="steps", value=80)}
-    placed = figures_ablations._placed(shown, variants, FinetuneOptions(steps_per_image=40))
+    variants = [Variant(name="reference"), Variant(name="steps-80", axis="steps", value=80)]
+    placed = figures_ablations._placed(shown, AblationFigureOptions(recipe=FinetuneOptions(steps_per_image=40), variants=variants))
     assert dict(zip(placed.defence, placed.place, strict=True)) == {"reference": 40, "steps-80": 80}
+
+
+def panels(table, options, tmp_path, monkeypatch):
+    """What the figure of ablations shows in each panel: {label of the x axis: (ticks, rings)}, and the remarks."""
+    kept = []
+    monkeypatch.setattr(figures_ablations.style, "save", lambda figure, out, name: kept.append(figure))
+    figures_ablations.ablations(table[(table.control == "") & (table.bound == "")], options, tmp_path)
+    shown = {}
+    for axes in kept[0].axes:
+        rings = [tuple(line.get_xdata()) for line in axes.lines if line.get_label() == "reference"]
+        shown[axes.get_xlabel()] = list(axes.get_xticks()), rings
+    return shown, [text.get_text() for axes in kept[0].axes for text in axes.texts]
+
+
+def test_the_reference_stands_beside_what_the_attack_varies(tmp_path, monkeypatch):
+    """A threshold and a number of generations, one each: without the reference a panel of them would have nothing to compare."""
+    found = evaluated(made_up({"reference": 4.0}), tmp_path)
+    score = found[(found.metric == "AS") & (found.defence == "reference") & (found.attack == "finextract") & (found.control == "") & (found.bound == "")]
+    made = [score.head(1).assign(defence=name, value=value) for name, value in (("threshold-0.6", 0.3), ("generations-2", 0.2))]
+    less = [part.assign(defence=part.defence + "-minus-reference") for part in made]
+    table = pd.concat([found, *made, *less], ignore_index=True)
+    options = AblationFigureOptions(variants=[Variant(name="reference")], generations_per_image=5, threshold=0.5)
+    shown, remarks = panels(table, options, tmp_path, monkeypatch)
+    assert shown["clustering threshold"] == ([0.5, 0.6], [(0.5,)]) and shown["generations per picture"] == ([2, 5], [(5,)]) and not remarks
+    shown, remarks = panels(table[table.defence != "reference"], options, tmp_path, monkeypatch)
+    assert "clustering threshold" not in shown
+    (told,) = [text for text in remarks if text.startswith("clustering threshold")]
+    row = made[0].iloc[0]
+    assert told.endswith(f"0.6 alone: 0.300 [{row.ci_low:.3f}, {row.ci_high:.3f}]")
 
 
 def test_a_sweep_evaluates_and_draws(swept, tmp_path):
@@ -140,7 +178,7 @@ def test_a_sweep_evaluates_and_draws(swept, tmp_path):
     ablations.evaluate(matches, tmp_path / "metrics.csv", options, tuning=matches)
     table = rows.read_metrics(tmp_path / "metrics.csv")
     assert set(table.system) == {"finextract-ablations"} and {"flips-minus-reference", "sampler-3-minus-reference"} <= set(table.defence)
-    named = VariantsOptions(variants=[Variant(name="reference"), Variant(name="flips")])
+    named = AblationFigureOptions(variants=[Variant(name="reference"), Variant(name="flips")])
     figures_ablations.figures(tmp_path / "metrics.csv", tmp_path / "drawn", named)
     assert {path.name for path in (tmp_path / "drawn").glob("*.pdf")} == {"ablations.pdf", "defences.pdf"}
 
@@ -232,5 +270,5 @@ def test_utility_stands_beside_and_is_paired(tmp_path):
 
 
 def test_a_run_without_ablations_draws_figures_that_say_so(study, tmp_path):
-    figures_ablations.figures(study.metrics, tmp_path, VariantsOptions())
+    figures_ablations.figures(study.metrics, tmp_path, AblationFigureOptions())
     assert {path.name for path in tmp_path.glob("*.png")} == {"ablations.png", "defences.png"}

@@ -43,8 +43,8 @@ def test_a_stale_file_is_named_and_can_be_written_anew(tmp_path, monkeypatch):
 
 def test_a_claim_without_a_recorded_run_says_so(tmp_path):
     shutil.copytree(ROOT / "paper/reference", tmp_path / "paper/reference", ignore=shutil.ignore_patterns("embedded", "full"))
-    lines = artifact.claims_table(tmp_path).splitlines()[2:]
-    assert lines and all("not recorded yet" in line for line in lines)
+    for table in (artifact.claims_table(tmp_path), artifact.studies_table(tmp_path)):
+        assert table.splitlines()[2:] and all("not recorded yet" in line for line in table.splitlines()[2:])
 
 
 def test_a_run_with_models_shipped_earlier_says_so(tmp_path):
@@ -86,13 +86,17 @@ def test_hours_follow_from_calls_and_the_rate():
     assert costs["dp-ldm"].state_gb == pytest.approx(8 * 4 + text)
 
 
-def test_every_claim_tells_what_its_study_needs_at_the_papers_scale():
+def test_each_study_tells_once_what_it_took_and_needs_at_the_papers_scale():
+    """Every claim names a study that has a row of its own, which alone holds command and costs."""
     needs = {system: estimate.Cost(models=1, calls=10, hours=234.0, disk_gb=56.0, state_gb=7.8) for system in artifact.TARGETS}
     needs["finextract-ablations"] = estimate.Cost(0, 0, 0.0, 0.0, 0.0)
-    cells = {line.split("**")[1]: line.split(" | ")[-1] for line in artifact.claims_table(ROOT, needs).splitlines()[2:]}
-    assert cells["finextract-beats-cfg"] == "230 GPU-hours, 56 GB of disk, 7.8 GB of state |"
-    assert cells["captions-are-in-the-weights"].endswith("of state, beside finextract's |")
-    assert "not part of it |" in cells.values() and all(len(cell) > 2 for cell in cells.values())
+    studies = {line.split(" | ")[0].removeprefix("| "): line for line in artifact.studies_table(ROOT, needs).splitlines()[2:]}
+    assert list(studies) == list(artifact.TARGETS)
+    assert studies["finextract"].endswith("| 230 GPU-hours, 56 GB of disk, 7.8 GB of state |") and "`snakemake --cores all" in studies["finextract"]
+    assert studies["finextract-attacker"].endswith("of state, beside finextract's |") and studies["finextract-ablations"].endswith("| not part of it |")
+    claims = artifact.claims_table(ROOT).splitlines()[2:]
+    assert {line.split(" | ")[2] for line in claims} == set(studies)
+    assert not any("GPU-hours" in line or "snakemake" in line or " GB" in line for line in claims)
 
 
 def test_the_readme_states_the_totals():

@@ -321,3 +321,21 @@ def test_figures_are_drawn_with_and_without_each_part(tmp_path):
     with pytest.raises(InputError, match="holds no row"):
         pd.read_csv(tmp_path / "all.csv").assign(system="finextract").to_csv(tmp_path / "other.csv", index=False)
         figures(tmp_path / "other.csv", tmp_path / "none")
+
+
+def test_the_legends_of_captions_cover_no_data(tmp_path, monkeypatch):
+    """They stand above their panels, and lines of one height (all captions read) lie beside each other."""
+    from tuneleak.report import figures_attacker, rows
+
+    attacker.evaluate(
+        out=tmp_path / "all.csv", options=OPTIONS, captions=[captions_table(tmp_path / "c.csv")], matches=[matches_table(tmp_path / "matches.csv", 0.1)]
+    )
+    table, kept = rows.read_metrics(tmp_path / "all.csv"), []
+    other = table[table.attack == "caption-from-weights"].assign(method="another")
+    monkeypatch.setattr(figures_attacker.style, "save", lambda figure, out, name: kept.append(figure))
+    figures_attacker.captions(pd.concat([table, other]), tmp_path)
+    kept[0].draw_without_rendering()
+    for axes in kept[0].axes:
+        assert axes.get_legend().get_window_extent().y0 >= axes.get_window_extent().y1
+    starts = [container[0].get_xdata()[0] for container in kept[0].axes[0].containers]
+    assert len(starts) == len(set(starts)) == 2

@@ -113,6 +113,21 @@ def test_few_people_give_intervals_over_models_that_say_so(tmp_path):
     assert set(table.interval) == {"models"} and set(table.n) == {4}
 
 
+def test_too_few_people_or_values_give_no_interval(tmp_path):
+    """Bits are about people: further models of four of them are no further people, so from eight on there is an interval, and before there is none. Four ranks
+    that are all alike have none either; of shares Wilson's bounds know how few they are."""
+    hair, read = ["a", "a", "b", "b", "a", "b", "a", "a", "b", "b"], ["a", "b", "b", "b", "a", "a", "a", "a", "b", "a"]
+    first = scores("spectral", "pictures", 1, np.linspace(0.1, 0.9, 10), true_hair=hair, read_hair=read)
+    second = first.assign(seed=1, read_hair=hair)
+    few = evaluate(tmp_path, first.head(4), second.head(4))
+    for metric, known in (("leaked bits", False), ("MRR", False), ("rank-1", True), ("cosine", True)):
+        row = value(few, "spectral", metric)
+        assert np.isfinite([row.ci_low, row.ci_high]).tolist() == [known, known], metric
+    assert value(few, "spectral", "rank-1").ci_low == pytest.approx(0.675592, abs=1e-5)  # Wilson, 8 of 8
+    enough = value(evaluate(tmp_path, first.head(8), second.head(8)), "spectral", "leaked bits")
+    assert enough.ci_low < enough.value < enough.ci_high and enough.interval == ""
+
+
 def test_bad_tables_are_named(tmp_path):
     good = scores("spectral", "pictures", 1)
     wrong = {"lacks the columns rank": good.drop(columns="rank"), "empty cells": good.assign(cosine=""), "not a number": good.assign(rank="x")}

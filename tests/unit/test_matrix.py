@@ -13,7 +13,7 @@ from scipy import stats
 from tuneleak import budget, config
 from tuneleak.errors import InputError
 from tuneleak.metrics import bits, cell_rows, defences, defended_scores, defended_use, roc
-from tuneleak.report import figures_defences, matrix, practice, rows, tex
+from tuneleak.report import figures_defences, matrix, practice, rows, shades, tex
 from tuneleak.studies.defences import GROUPS, DefenceEvaluateOptions, Further, Missing
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -350,8 +350,10 @@ def test_figures_tables_and_summary(measured, tmp_path):
     accounts = (tmp_path / "tables/defences_accounting.tex").read_text()
     assert "93.3" in accounts and "341.5" in accounts and "DPGM claims 10" in accounts
     table = (tmp_path / "tables/defences_matrix.tex").read_text()
-    assert "dp-1 & 1" in table and r"\textsuperscript{a}\,likeness kept is counted from the base's; \textsuperscript{b}\,its leaked bits are beyond" in table
-    assert r"base &  & --\textsuperscript{a} & " in table
+    letters = {reason: letter for letter, reason in re.findall(r"\\textsuperscript\{(\w)\}\\,([^;.]+)", table)}
+    assert "dp-1 & 1" in table and "its leaked bits are beyond held-out pictures already" in letters
+    alone = letters["likeness kept is counted from the base's"]
+    assert rf"base &  & --\textsuperscript{{{alone}}} & " in table
     ranked = (tmp_path / "tables/defences_rankings.tex").read_text()
     assert ranked.index("FineXtract") < ranked.index("loss, reference") and "over places" in ranked  # two bits of four factors against one of a coin
     assert ranked.count(r"--\textsuperscript") == 3 and "one base and one world" in ranked and "one seed" in ranked and "fewer than three defences" in ranked
@@ -416,9 +418,72 @@ def test_an_interval_of_a_difference_may_reach_below_nothing():
     assert row["ci_low"] < 0 < row["ci_high"]
 
 
-def test_kept_is_what_colours_a_cell(measured):
-    table, column = matrix.read(measured), next(column for column in matrix.COLUMNS if column[0] == "reference-loss")
-    assert matrix.kept(table, "lora", "none", column) == 1 and matrix.kept(table, "lora", "dp-1", column) < 0.1
+def test_few_people_give_no_interval_of_bits_about_them(tmp_path):
+    """Four people with one model each: no resampling of any of them tells of a fifth, so bits have no ends, and ranks that are all alike have none either."""
+    hair, people = ["a", "a", "b", "b"], CONCEPTS[:4]
+    told = MODEL | {"setting": "pictures", "attack": "spectral"} | dict.fromkeys(("genuine", "stranger", "threshold", "cosine"), 0.5)
+    kinds = [("none", hair, [1, 1, 1, 1]), ("dp-1", ["b", "a", "a", "b"], [1, 2, 4, 4])]
+    found = [
+        told | {"defence": name, "concept": concept, "rank": rank, "true_hair": true, "read_hair": said}
+        for name, read, ranks in kinds
+        for concept, rank, true, said in zip(people, ranks, hair, read, strict=True)
+    ]
+    pd.DataFrame(found).to_csv(tmp_path / "scores.csv", index=False)
+    defences.evaluate(tmp_path / "main.csv", OPTIONS, weights=[tmp_path / "scores.csv"])
+    table = rows.read_metrics(tmp_path / "main.csv").set_index(["defence", "metric"])
+    ends = table[["ci_low", "ci_high"]].isna().all(axis=1)
+    assert ends["none", "leaked bits"] and ends["dp-1", "leaked bits"] and ends["dp-1-minus-none", "leaked bits"] and ends["none", "MRR"]
+    assert table.value["none", "MRR"] == 1 and table.ci_low["dp-1", "MRR"] < table.value["dp-1", "MRR"] == (1 + 0.5 + 0.25 + 0.25) / 4
+    # true and read a a b b: H = 1 each and 1 together; the next one's reading a b b a: 1 and 1 and 2; each entropy is raised by (cells - 1) / 8 ln 2
+    assert table.value["none", "leaked bits"] == pytest.approx(1 + 1 / (8 * np.log(2)) - (0 - 1 / (8 * np.log(2))), abs=1e-6)
+    shown = matrix.read(tmp_path / "main.csv")
+    column = next(column for column in matrix.COLUMNS if column[0] == "weights-spectral")
+    assert (
+        not matrix.cell(shown, "lora", "none", column).clear
+        and "(no interval: bits about people need at least 8" in matrix.cell(shown, "lora", "none", column).told
+    )
+    text = matrix.tex_table(shown)
+    assert re.search(r"\d\.\d\d\\textsuperscript\{[a-z]\}", text) and text.count("no interval: bits about people need at least 8 of them") == 1
+    assert "With fewer than 8 people, intervals are over their pictures and say nothing of other people." in text
+
+
+def test_an_interval_without_width_over_few_is_none(measured, tmp_path):
+    """Where every picture of few people is told right, the bootstrap has nothing to vary; what is computed keeps its ends, and so do rows over eight people."""
+    table = pd.DataFrame(
+        [
+            ("loss", "none", "t=50; interval=images", "AUC", 1.0, 1.0, 1.0),
+            ("loss", "dp-1", "t=50; interval=images", "AUC", 0.7, 0.6, 0.8),
+            ("loss", "dp-2", "t=50", "AUC", 1.0, 1.0, 1.0),
+            ("", "none", "; interval=models", "similarity kept", 1.0, 1.0, 1.0),
+            ("finextract", "dp-1-minus-none", "w=3; interval=images", "AS minimum detectable effect", 0.1, 0.1, 0.1),
+            ("", "dp-1", "unit=image", "epsilon", 1.0, 1.0, 1.0),
+        ],
+        columns=["attack", "defence", "setting", "metric", "value", "ci_low", "ci_high"],
+    )
+    assert defences._unvaried(table).tolist() == [True, False, False, False, False, False]
+    text = pd.read_csv(measured, keep_default_na=False, dtype=str)
+    flat = (text.attack == "reference-loss") & (text.defence == "none") & (text.metric == "leaked bits") & ~text.setting.str.contains("control")
+    for end in ("ci_low", "ci_high"):
+        text.loc[flat, end] = text.loc[flat, "value"]  # as older tables have it
+    text.to_csv(tmp_path / "flat.csv", index=False)
+    shown = matrix.tex_table(matrix.read(tmp_path / "flat.csv"))
+    assert shown.count("no interval: all that could be resampled is alike") == 1 and "no interval" not in matrix.tex_table(matrix.read(measured))
+    assert "With fewer than" not in shown
+    text.loc[flat, "ci_high"] = str(float(text.loc[flat, "value"].iloc[0]) + 1e-5)
+    text.to_csv(tmp_path / "narrow.csv", index=False)
+    assert matrix.tex_table(matrix.read(tmp_path / "narrow.csv")).count("the interval is narrower than the last digit") == 1
+
+
+def test_cells_are_coloured_by_their_bits_and_pale_if_unclear(measured):
+    """Two leaked bits look the same in each row; what dp-1 leaves is near 0 and pale, and whatever stands in brackets has no colour."""
+    table, page = matrix.read(measured), matrix.html(matrix.read(measured))
+    column = next(column for column in matrix.COLUMNS if column[0] == "reference-loss")
+    leaks, gone = (matrix.cell(table, "lora", name, column) for name in ("none", "dp-1"))
+    assert leaks.clear and not gone.clear and gone.bits.ci_low <= 0 <= gone.bits.ci_high
+    for found in (leaks, gone):
+        assert f"background:{shades.colour(found.bits.value, found.clear)};color:{shades.ink(found.bits.value, found.clear)}" in page
+    below = leaks.bits._replace(value=-0.5, ci_low=-0.9, ci_high=-0.1)
+    assert matrix.Cell(leaks.own, below).clear and not matrix.Cell(leaks.own).clear
     weights = next(column for column in matrix.COLUMNS if column[0] == "weights-spectral")
     assert matrix.cell(table, "lora", "dp-1", weights).told == "not run: words are released and no LoRA"
 

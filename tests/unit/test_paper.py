@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from tuneleak.errors import InputError
-from tuneleak.options import VariantsOptions
+from tuneleak.options import AblationFigureOptions
 from tuneleak.report import claims, figures_ablations, macros, paper, record, rows, style, tables, typeset
 from tuneleak.report.figures_dp_ldm import figures as private
 from tuneleak.report.figures_finextract import figures
@@ -47,6 +47,23 @@ def test_every_macro_of_the_text_is_generated(study, judged):
     used = {name for path in [SOURCES / "main.tex", *sections()] for name in re.findall(r"\\([A-Z][A-Za-z]+)", path.read_text())}
     assert len(used) > 20 and not used - set(made) - {"Bigl", "Bigr", "Delta", "IfFileExists"}
     assert all(name.isalpha() for name in made) and all(made.values()), "a macro without text prints a hole"
+
+
+def test_every_reference_leads_to_one_label_and_the_appendix_to_its_own_parts():
+    """Floats may move between sections only if what refers to them still finds them; what stands behind a guard is referred to from behind one."""
+    texts = {path.stem: re.sub(r"(?<!\\)%.*", "", path.read_text()) for path in sections()}
+    labels = [name for text in texts.values() for name in re.findall(r"\\label\{([^}]+)\}", text)]
+    assert len(set(labels)) == len(labels)
+    for name, text in texts.items():
+        assert not set(re.findall(r"\\(?:eq)?ref\{([^}]+)\}", text)) - set(labels), name
+    open_text = {name: re.sub(r"\\IfFileExists\{.*?\}\{\}", "", text, flags=re.DOTALL).partition(r"\IfFileExists")[0] for name, text in texts.items()}
+    standing = {name for text in open_text.values() for name in re.findall(r"\\label\{([^}]+)\}", text)}
+    for name, text in open_text.items():
+        assert not set(re.findall(r"\\(?:eq)?ref\{([^}]+)\}", text)) - standing, f"{name} refers to what may be absent"
+    main = (SOURCES / "main.tex").read_text()
+    assert main.index(r"\bibliography{") < main.index(r"\appendix") < main.index(r"\input{sections/appendix}")
+    secondary = {"tab:controls", "tab:thresholds", "tab:cost", "tab:claims", "tab:dp-sigma", "tab:dp-weights", "fig:planes", "fig:budgets"}
+    assert secondary <= set(re.findall(r"\\label\{([^}]+)\}", texts["appendix"]))
 
 
 def unrecorded(folder):
@@ -122,7 +139,7 @@ def parts(report_study, study, tmp_path_factory):
     for name in ("reconstructions", "attacks", "defences", "scaling"):
         with style.figure(3, 2) as figure:
             style.save(figure, folder / "weights-figures", f"weights-{name}")
-    figures_ablations.figures(study.metrics, folder / "weights-figures", VariantsOptions())  # none was run: figures that say so
+    figures_ablations.figures(study.metrics, folder / "weights-figures", AblationFigureOptions())  # none was run: figures that say so
     private(*report_study.make_private(folder), folder / "private", folder / "tables")
     return folder
 

@@ -8,6 +8,7 @@ paired difference. Its parts: scores of candidates (`defended_scores`), extracti
 - attack empty: `epsilon`, `delta` (for the unit that the defence protects), `person epsilon`, `person delta` (for all of a person's pictures at once), `noise
   multiplier`, and what they allow any attack on one unit at most, `AUC allowed` and `leaked bits allowed` (see `tuneleak.metrics.bits`). Computed, not sampled
 - metric `not run`: a cell that is not run, without a value; `setting` says why
+- `ci_low`, `ci_high`: empty where fewer than eight people allow no interval: of bits that are about people, and where all that was resampled is alike
 
 Leaked bits are the unit of all columns: bits about membership per candidate (at most 1), about a picture's factors per training picture, about the factors of
 identity per person. The latter two are beyond their control; those of membership have the base's beside them, since members are drawn like non-members.
@@ -49,9 +50,18 @@ def evaluate(out, options, membership=(), people=(), shadows=(), shaken=(), matc
     result = pd.DataFrame(made, columns=COLUMNS).assign(system=SYSTEM)
     numbers = ["value", "ci_low", "ci_high"]
     result[numbers] = result[numbers].astype(float).round(DECIMALS)
+    result.loc[_unvaried(result), ["ci_low", "ci_high"]] = np.nan
     files.write_csv(out, result)
     sources = {"membership": membership, "people": people, "shadows": shadows, "shaken": shaken, "matches": matches, "weights": weights, "utility": utility}
     files.write_meta(out, options, scores={name: [str(path) for path in paths] for name, paths in sources.items()}, rows=len(result))
+
+
+def _unvaried(table):
+    """Rows whose interval has no width because too few were resampled and all of them are alike: it would claim to be certain of others too. What is
+    computed, or so by definition, is left alone."""
+    few, flat = table.setting.str.contains("; interval="), table.ci_low == table.ci_high
+    whole = (table.metric == "similarity kept") & (table.defence == NONE)
+    return few & flat & ~whole & ~table.metric.str.contains("minimum detectable effect")
 
 
 def _aucs(scores):
@@ -93,16 +103,18 @@ def _extraction_less(name, part, none, options):
     _, second = finextract.bits_labels(undefended)
     if first is None or second is None or len(defended) < len(pairs):
         return rows
-    return [*rows, _bits_less(key, pairs.concept, pairs.image_id, first, second, options, pairs.seed)]
+    settings = {"replicates": options.bootstrap, "confidence": options.confidence, "seed": options.seed}
+    found = intervals.bootstrap_statistic(_bits_less(first, second), pairs.concept, pairs.image_id, **settings)
+    return [*rows, defended_scores.numbers(key, "leaked bits", found, set(pairs.seed))]
 
 
-def _bits_less(key, concepts, images, first, second, options, seeds):
+def _bits_less(first, second):
+    """Leaked bits of the first labels minus those of the second, as a function of how often each row counts."""
+
     def statistic(weights):
         return extraction.leaked_bits(*first, weights) - extraction.leaked_bits(*second, weights)
 
-    settings = {"replicates": options.bootstrap, "confidence": options.confidence, "seed": options.seed}
-    found = intervals.bootstrap_statistic(statistic, concepts, images, **settings)
-    return defended_scores.numbers(key, "leaked bits", found, set(seeds))
+    return statistic
 
 
 def _weights(paths, options):
@@ -125,7 +137,8 @@ def _weights(paths, options):
                 first, second = lora_weights.bits_labels(part), lora_weights.bits_labels(none)
                 if first and second:
                     key_ = told | {"defence": f"{name}-minus-{NONE}"}
-                    made.append(_bits_less(key_, part.concept, part.seed, first, second, options, part.seed))
+                    found = lora_weights.bits_interval(_bits_less(first, second), part, options)
+                    made.append(defended_scores.numbers(key_, "leaked bits", found, set(part.seed)))
     return made, pd.concat(values, ignore_index=True)
 
 

@@ -8,6 +8,7 @@ A metrics table with the columns of `tuneleak.metrics.finextract` (system `lora-
   CLIP-T and DINO (photographs), MAE (of the number of training pictures)
 - `setting`: `pictures`, `embedding` or `decoded` (of the number of pictures: `steps=total` or `steps=per-image`), then `; control=...` (mean-z,
   other-weights, shuffled-modules, base-unet, stranger) or `; bound=...`, and `; interval=models` where fewer than 8 people allow no interval over people
+- `ci_low`, `ci_high`: empty where even that is none: of leaked bits below 8 people, and of a mean over fewer than 8 people who are all alike
 - `attack` a-minus-b: paired differences over people; a-minus-control: minus the control or baseline named by `control`; a-minus-best-control: minus the
   one that does best in that metric. Picking the best one on the same people makes the comparison harder for the attack, never easier: only a difference above
   zero says something.
@@ -99,9 +100,16 @@ def _leaked_bits(key, group, options):
     labels = bits_labels(group)
     if labels is None:
         return []
+    return [_row(key, group, "leaked bits", bits_interval(lambda weights: extraction.leaked_bits(*labels, weights), group, options))]
+
+
+def bits_interval(statistic, group, options):
+    """Interval over people of `statistic(weights)`, a mutual information of their factors; no ends (NaN) below eight people. They are its sample: within a
+    person with one model nothing can be resampled, and further models of the same one would vary the training alone."""
+    if group.concept.nunique() < intervals.MINIMUM_CLUSTERS:
+        return _endless(float(statistic(np.ones(len(group), dtype=int))), len(group))
     settings = {"replicates": options.bootstrap, "confidence": options.confidence, "seed": options.seed}
-    interval = intervals.bootstrap_statistic(lambda weights: extraction.leaked_bits(*labels, weights), group.concept, group.seed, **settings)
-    return [_row(key, group, "leaked bits", interval)]
+    return intervals.bootstrap_statistic(statistic, group.concept, group.seed, **settings)
 
 
 def bits_labels(group):
@@ -200,12 +208,21 @@ def paired(first, second, name, setting, metrics, options, effects=True):
 
 
 def _bootstrap(values, group, options):
-    """Over people, or below 8 of them over the victims' models as if they were independent, which the row says."""
+    """Over people, or below 8 of them over the victims' models as if they were independent, which the row says; no ends (NaN) if all of so few are alike."""
     settings = {"replicates": options.bootstrap, "confidence": options.confidence, "seed": options.seed}
     if group.concept.nunique() >= intervals.MINIMUM_CLUSTERS:
         return intervals.bootstrap(values, group.concept, group.seed, group.seed, **settings)
+    values = np.asarray(values, dtype=float)
+    if np.ptp(values) == 0:
+        return _endless(float(values[0]), len(values))
     one = np.zeros(len(group))
     return intervals.bootstrap(values, one, np.arange(len(group)), one, unit="models", **settings)
+
+
+def _endless(value, models):
+    """An estimate of so few models that no interval can be given."""
+    unknown = float("nan")
+    return intervals.Interval(value, unknown, unknown, models, "models", models, unknown, unknown)
 
 
 def _proportion(hits, group, options):

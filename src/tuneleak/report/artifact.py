@@ -20,7 +20,7 @@ FILES = {  # of the workflow's rules: whose they are; all others are shared
 }  # fmt: skip
 SHARED = "shared: pictures, bases, tables, paper"
 NOT_RECORDED = "not recorded yet"
-BLOCKS = ("claims", "runs", "estimates", "pairs")
+BLOCKS = ("studies", "claims", "runs", "estimates", "pairs")
 
 
 def artifact(root=".", write=False):
@@ -31,7 +31,8 @@ def artifact(root=".", write=False):
         raise InputError(f"{path}: no such file; run this in the project's folder")
     text = before = path.read_text(encoding="utf-8")
     costs = estimated_costs(root)
-    tables = {"claims": claims_table(root, costs["paper"]), "runs": runs_table(root), "estimates": estimates_table(costs), "pairs": pairs_table(root)}
+    tables = {"studies": studies_table(root, costs["paper"]), "claims": claims_table(root), "runs": runs_table(root)}
+    tables |= {"estimates": estimates_table(costs), "pairs": pairs_table(root)}
     for name in BLOCKS:
         text = _replaced(text, name, tables[name], path)
     if write:
@@ -54,26 +55,31 @@ def estimated_costs(root):
     return {preset: estimate.costs(budget.load(root / "config.yaml", paths), estimate.count()) for preset, paths in overlays.items()}
 
 
-def claims_table(root, costs=None):
-    """Markdown: a row per claim with its command, the numbers that the recorded run got, and with `costs` ({system: Cost}) those of its study at the scale of
-    the paper."""
-    registered = registry.load(root / REFERENCE / "claims.yaml", recorded.PRESETS[-1])
-    past = recorded.claims(root / REFERENCE)
+def studies_table(root, costs=None):
+    """Markdown: a row per study with its command, what its jobs took as recorded, and with `costs` ({system: Cost}) what they would take at the scale of the
+    paper."""
     lines = [
-        "| claim | of | command | expected (value [interval], status) | its study as recorded: jobs, largest job"
-        " | in the paper preset (estimated; state: weights, gradients, optimiser) |",
-        "|---|---|---|---|---|---|",
+        "| study | command | as recorded: hours of jobs, largest job | in the paper preset (estimated; state: weights, gradients, optimiser) |",
+        "|---|---|---|---|",
     ]
     took = {preset: recorded_costs(root, preset) for preset in recorded.PRESETS}
-    for family in dict.fromkeys(item.family.id for item in registered.claims):
-        claim = next(item.family for item in registered.claims if item.family.id == family)
-        numbers = _numbers(root, past[past.family == family]) if past is not None else NOT_RECORDED
-        preset = recorded.preset_of(root / REFERENCE, claim.system) if past is not None else ""
+    for system, target in TARGETS.items():
+        preset = recorded.preset_of(root / REFERENCE, system)
         overlay = f"--configfile workflow/presets/{preset}.yaml -- " if preset not in ("", "embedded") else ""
-        hours, peak, _ = took.get(preset, {}).get(claim.system, (0, 0, 0))
-        spent = f"{_rounded(hours)} h, {peak:.1f} GB" if hours else NOT_RECORDED
-        what = f"**{family}**: {_cell(claim.claim)} | {claim.paper or 'ours'} | `snakemake --cores all {overlay}{TARGETS[claim.system]}`"
-        lines.append(f"| {what} | {_cell(numbers)} | {spent} | {_needs(claim.system, costs or {})} |")
+        hours, peak, _ = took.get(preset, {}).get(system, (0, 0, 0))
+        spent = f"{preset}: {_rounded(hours)} h, {peak:.1f} GB" if hours else NOT_RECORDED
+        lines.append(f"| {system} | `snakemake --cores all {overlay}{target}` | {spent} | {_needs(system, costs or {})} |")
+    return "\n".join(lines)
+
+
+def claims_table(root):
+    """Markdown: a row per claim with its study and the numbers that the recorded run got."""
+    registered = registry.load(root / REFERENCE / "claims.yaml", recorded.PRESETS[-1])
+    past = recorded.claims(root / REFERENCE)
+    lines = ["| claim | of | study | expected (value [interval], status) |", "|---|---|---|---|"]
+    for claim in {item.family.id: item.family for item in registered.claims}.values():
+        numbers = _numbers(root, past[past.family == claim.id]) if past is not None else NOT_RECORDED
+        lines.append(f"| **{claim.id}**: {_cell(claim.claim)} | {claim.paper or 'ours'} | {claim.system} | {_cell(numbers)} |")
     return "\n".join(lines)
 
 

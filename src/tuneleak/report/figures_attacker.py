@@ -11,6 +11,7 @@ from tuneleak.metrics.attacker_rows import SYSTEM
 from tuneleak.report import names, rows, style
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe & Ito
+_MARKERS = "osDv^P"
 _GREY = "#8A8A8A"
 CONDITIONS = ("known", "partial", "class", "recovered", "none", "wrong")
 
@@ -37,17 +38,20 @@ def captions(measured, out):
     told = read.guidance.str.extract(r"^words=(?P<words>\d+),training=(?P<training>.+)$")
     read = read.assign(words=told.words.astype(float), training=told.training).dropna(subset=["words"])
     known = measured[measured.attack.isin(CONDITIONS) & (measured.metric == "AS")]
-    with style.figure(style.TEXT_WIDTH, 2.4) as figure:
+    with style.figure(style.TEXT_WIDTH, 2.7) as figure:
         left, right = figure.subplots(1, 2, width_ratios=(1.1, 1))
-        for number, (key, lines) in enumerate(read.groupby(["method", "training"], sort=True)):
-            colour = _COLOURS[number % len(_COLOURS)]
-            mine = lines[lines.control == ""].sort_values("words")
-            _errorbar(left, mine.words, mine, fmt="-o", color=colour, label=f"{names.method_name(key[0])}, {key[1]}")
-            other = lines[lines.control == CONTROL].sort_values("words")
-            left.plot(other.words, other.value, ":", color=colour, linewidth=0.9)
+        ways = list(read.groupby(["method", "training"], sort=True))
+        step = 0.02 * np.ptp(read.words) if ways else 0.0  # lines of one height stay apart
+        for number, (key, lines) in enumerate(ways):
+            colour, aside = _COLOURS[number % len(_COLOURS)], step * (number - (len(ways) - 1) / 2)
+            mine, other = (lines[lines.control == control].sort_values("words") for control in ("", CONTROL))
+            label = f"{names.method_name(key[0])}, {key[1]}"
+            _errorbar(left, mine.words + aside, mine, fmt=f"-{_MARKERS[number % len(_MARKERS)]}", color=colour, label=label)
+            left.plot(other.words + aside, other.value, ":", color=colour, linewidth=0.9)
         left.set(xlabel="words of the caption", ylabel="words right, in their places", ylim=(-0.04, 1.04))
-        if len(read):
-            left.legend(loc="best")
+        if ways:
+            left.set_xticks(sorted(set(read.words)))
+            style.legend_above(left, 2)
         else:
             style.note(left, "no caption was read in this run")
         cells = list(dict.fromkeys(zip(known.world, known.method, strict=True)))
@@ -56,11 +60,11 @@ def captions(measured, out):
             mine = known[(known.world == world) & (known.method == method)].set_index("attack").reindex(shown)
             places = np.arange(len(shown)) + 0.16 * (number - (len(cells) - 1) / 2)
             label = f"{names.world_name(world)}, {names.method_name(method)}"
-            _errorbar(right, places, mine, fmt="osDv^P"[number % 6], color=_COLOURS[number % len(_COLOURS)], label=label)
+            _errorbar(right, places, mine, fmt=_MARKERS[number % len(_MARKERS)], color=_COLOURS[number % len(_COLOURS)], label=label)
         right.set_xticks(range(len(shown)), shown, rotation=30)
         right.set_ylabel("AS of FineXtract")
         if cells:
-            right.legend(loc="best")
+            style.legend_above(right, 1)
         style.save(figure, out, "captions")
 
 

@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import numpy as np
+from matplotlib.patches import Rectangle
 
 from tuneleak import files
 from tuneleak.errors import InputError
 from tuneleak.privacy import published
-from tuneleak.report import matrix, names, practice, style, tex
+from tuneleak.report import labels, matrix, names, practice, shades, style, tex
 
 _MARKERS = "os^DvPX*<>"
 _PRIVATE, _PLAIN = "#0072B2", "#E69F00"
@@ -37,27 +38,38 @@ def figures(metrics, out, tables):
 
 
 def heat(table, out):
-    """A panel per method: rows are defences, columns attacks; the colour is the share of the undefended leak that is left, the text leaked bits or the
-    own metric."""
+    """A panel per method: rows are defences, columns attacks; text and colour are leaked bits, pale where their interval includes 0 or there is none. Without
+    bits the own metric stands in brackets, on grey; what was not run is hatched."""
     shown, methods = matrix.columns(table), matrix.methods(table)
     lines = [(method, matrix.defences(table, method)) for method in methods]
     height = sum(0.2 * len(names_) + 0.25 for _, names_ in lines) + 0.9
     with style.figure(style.TEXT_WIDTH, height) as figure:
         panels = figure.subplots(len(lines), 1, squeeze=False, height_ratios=[len(names_) for _, names_ in lines])[:, 0]
         for panel, (method, named) in zip(panels, lines, strict=True):
-            shares = np.array([[matrix.kept(table, method, defence, column) for column in shown] for defence in named])
-            panel.imshow(np.ma.masked_invalid(shares), cmap="Oranges", vmin=0, vmax=1.6, aspect="auto")
+            panel.set(xlim=(-0.5, len(shown) - 0.5), ylim=(len(named) - 0.5, -0.5))
             for i, defence in enumerate(named):
                 for j, column in enumerate(shown):
-                    found = matrix.cell(table, method, defence, column)
-                    text = "–" if found.own is None else found.text if found.bits is not None else f"({found.text})"
-                    panel.text(j, i, text, ha="center", va="center", fontsize=5.5)
+                    _box(panel, j, i, matrix.cell(table, method, defence, column))
             panel.set_yticks(range(len(named)), named, fontsize=6)
             panel.set_xticks(range(len(shown)), [column[3] for column in shown], rotation=35, ha="right", fontsize=6)
             panel.tick_params(labelbottom=panel is panels[-1])
             panel.grid(visible=False)
             panel.set_title(names.method_name(method), loc="left")
+        shades.scale(figure, panels)
+        figure.supxlabel(matrix.scope(table), fontsize=6, color=shades.FAINT)
         style.save(figure, out, "matrix")
+
+
+def _box(panel, x, y, found):
+    """One cell of the heat map."""
+    look, text = {"facecolor": "#FFFFFF", "hatch": "/////", "edgecolor": "#DDDDDD"}, {"s": ""}
+    if found.bits is not None:
+        look = {"facecolor": shades.colour(found.bits.value, found.clear), "edgecolor": "#FFFFFF"}
+        text = {"s": found.text, "color": shades.ink(found.bits.value, found.clear), "fontweight": "bold" if found.clear else "normal"}
+    elif found.own is not None:
+        look, text = {"facecolor": "#EEEEEE", "edgecolor": "#FFFFFF"}, {"s": f"({found.text})", "color": shades.FAINT}
+    panel.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, linewidth=0.5, **look))
+    panel.text(x, y, ha="center", va="center", fontsize=5.5, **text)
 
 
 def planes(table, out):
@@ -71,13 +83,17 @@ def planes(table, out):
             style.note(grid[1], "no attack has both leakage and utility in this run")
         kept = [use.value for column in shown for points in _points(table, column).values() for _, use, _ in points]
         limits = min([0, *kept]) - 0.1, max([1, *kept]) + 0.15  # of all panels, that they can be compared
+        named = {}
         for panel, column in zip(grid, shown, strict=False):
+            named[panel] = []
             for number, (method, points) in enumerate(_points(table, column).items()):
                 _scatter(panel, points, _MARKERS[number % len(_MARKERS)], names.method_name(method))
+                named[panel] += [(use.value, leak.value, name) for name, use, leak in points]
             panel.set_title(column[3])
             panel.set(xlabel="likeness kept", ylabel=column[2], xlim=limits)
         if shown:
-            grid[0].legend(loc="best", fontsize=5)
+            figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+            labels.label(figure, named)
         style.save(figure, out, "planes")
 
 
@@ -102,7 +118,6 @@ def _scatter(panel, points, marker, label):
         colour = _PRIVATE if name.startswith("dp") else _PLAIN
         look = {"markersize": 3, "elinewidth": 0.4, "color": colour, "label": label if name == matrix.NONE else None}
         panel.errorbar(x.value, y.value, whiskers[0], whiskers[1], fmt=marker, **look)
-        panel.annotate(name, (x.value, y.value), xytext=(2, 2), textcoords="offset points", fontsize=4.5)
     front = np.flatnonzero(pareto(leak, use))
     order = front[np.argsort(use[front])]
     panel.plot(use[order], leak[order], color="#555555", linewidth=0.7, zorder=0)

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 
-from tuneleak.report import names, rows, tex
+from tuneleak.report import names, rows, shades, tex
+from tuneleak.report.claims import MINIMUM_UNITS
 from tuneleak.studies.defences import AT
 
 SYSTEM, NONE, MINUS, BASE = "defences", "none", "-minus-none", "base"
@@ -31,7 +31,6 @@ UNCONTROLLED = {  # groups of attacks without the base as a control, and why
     "weights": "its leaked bits are beyond another person's reading already",
     "weights-adaptive": "its leaked bits are beyond another person's reading already",
 }
-CHANCE = {"AUC": 0.5}  # what a model that leaked nothing would show; of other metrics it is not a constant
 BITS = "leaked bits"
 USE = ("similarity", "caption accuracy", "KID")
 _PREFERRED = ("caption=none", "pictures")  # of several settings of an attack, the one that knows least of the caption, and pictures before names
@@ -51,17 +50,39 @@ class Cell:
     def text(self):
         """What stands in the heat map."""
         shown = self.bits if self.bits is not None else self.own
-        return "" if shown is None else f"{shown.value:.2f}"
+        return "" if shown is None else f"{round(shown.value, 2) + 0.0:.2f}"  # + 0.0: no minus before nothing
 
     @property
     def told(self):
         """Everything, for whoever points at it."""
         if self.own is None:
             return f"not run: {self.reason}"
-        parts = [f"{row.metric} {row.value:.3f} [{row.ci_low:.3f}, {row.ci_high:.3f}]" for row in (self.bits, self.own, *self.beyond) if row is not None]
+        parts = [f"{row.metric} {row.value:.3f} {_interval(row)}" for row in (self.bits, self.own, *self.beyond) if row is not None]
         note = f"; interval over {self.own.interval}" if self.own.interval else ""
         setting = f"; setting {self.own.guidance}" if self.own.guidance else ""
         return "; ".join(parts) + f"; n = {self.own.n:.0f}{note}{setting}"
+
+    @property
+    def clear(self):
+        """Whether there are leaked bits whose interval excludes 0; what an interval leaves open, or has none, is not."""
+        return self.bits is not None and not no_interval(self.bits) and not self.bits.ci_low <= 0 <= self.bits.ci_high
+
+
+def no_interval(row):
+    """Why a sampled number stands without an interval; "" if it has one, or needs none because it is 1 by definition.
+
+    Tables of before such intervals were left out have ends without a width, which are none either.
+    """
+    if row.ci_low < row.ci_high or (row.metric == "similarity kept" and row.defence == NONE):
+        return ""
+    if row.interval and row.metric.startswith(BITS) and row.attack.startswith("weights"):
+        return f"no interval: bits about people need at least {MINIMUM_UNITS} of them"
+    return "no interval: all that could be resampled is alike"
+
+
+def _interval(row):
+    why = no_interval(row)
+    return f"({why})" if why else f"[{row.ci_low:.3f}, {row.ci_high:.3f}]" if row.ci_low < row.ci_high else "(by definition)"
 
 
 def read(path):
@@ -113,22 +134,15 @@ def cell(table, method, defence, column):
     return Cell(reason=told.guidance.iloc[0] if len(told) else "not measured")
 
 
-def kept(table, method, defence, column):
-    """Share of the undefended leak that is left, between 0 and 1, for the colour of a cell; NaN where it cannot be told.
-
-    Of leaked bits where both are there and no defence leaks any, else of the own metric above what chance gives.
-    """
-    mine, none = cell(table, method, defence, column), cell(table, method, NONE, (column[0].removesuffix("-adaptive"), *column[1:]))
-    for kind, chance in (("bits", 0.0), ("own", CHANCE.get(column[2], 0.0))):
-        own, whole = getattr(mine, kind), getattr(none, kind)
-        if own is not None and whole is not None and whole.value > chance:
-            return float(np.clip((own.value - chance) / (whole.value - chance), 0, 1))
-    return np.nan
+def scope(table):
+    """What the intervals of leaked bits do not speak of; "" if they are over enough people."""
+    few = table[(table.metric == BITS) & (table.interval != "")]
+    return "" if few.empty else f"With fewer than {MINIMUM_UNITS} people, intervals are over their pictures and say nothing of other people"
 
 
 def tex_table(table):
     """TeX tabular: a block per method, a row per defence; leaked bits with intervals where they are known (own metric in brackets otherwise), and
-    likeness kept. Below it stands why cells are empty."""
+    likeness kept. Below it stands why cells are empty, or numbers without an interval; and what intervals do not speak of."""
     shown, notes = columns(table), tex.Notes()
     turned = [rf"\rotatebox{{60}}{{{tex.escape(name)}}}" for name in ("likeness kept", *(column[3] for column in shown))]
     head, body = [["defence", r"$\varepsilon$", *turned]], []
@@ -136,10 +150,10 @@ def tex_table(table):
         body.append(tex.heading(tex.escape(names.method_name(method)), len(shown) + 3))
         for defence in defences(table, method):
             epsilon, use = row_of(table, method, defence, "", "epsilon"), row_of(table, method, defence, "", "similarity kept")
-            kept_ = notes.mark(no_likeness(table, method, defence)) if use is None else _stacked(use)
+            kept = notes.mark(no_likeness(table, method, defence)) if use is None else _stacked(use, notes)
             cells = [_tex_cell(cell(table, method, defence, column), notes) for column in shown]
-            body.append([tex.escape(defence), "" if epsilon is None else f"{epsilon.value:.3g}", kept_, *cells])
-    return tex.tabular("@{}lrl" + "l" * len(shown) + "@{}", head, body or [[tex.MISSING] * (len(shown) + 3)]) + notes.below()
+            body.append([tex.escape(defence), "" if epsilon is None else f"{epsilon.value:.3g}", kept, *cells])
+    return tex.tabular("@{}lrl" + "l" * len(shown) + "@{}", head, body or [[tex.MISSING] * (len(shown) + 3)]) + notes.below(scope(table))
 
 
 def no_likeness(table, method, defence):
@@ -185,12 +199,16 @@ def no_tau(table, method, over):
 def _tex_cell(found, notes):
     if found.own is None:
         return notes.mark(found.reason)
-    return _stacked(found.bits) if found.bits is not None else _stacked(found.own, "(", ")")
+    return _stacked(found.bits, notes) if found.bits is not None else _stacked(found.own, notes, "(", ")")
 
 
-def _stacked(row, before="", after=""):
-    """A number, and its interval below it in small print."""
+def _stacked(row, notes, before="", after=""):
+    """A number, and below it its interval in small print; or beside it the letter of why it has none."""
+    if why := no_interval(row):
+        return notes.mark(why, f"{before}{tex.number(row.value, 2)}{after}")
     value, _, interval = _number(row).partition(" ")
+    if interval and len({tex.number(end, 2) for end in (row.value, row.ci_low, row.ci_high)}) == 1:
+        return notes.mark("the interval is narrower than the last digit", f"{before}{value}{after}")
     return rf"\shortstack[l]{{{before}{value}{after}\\{interval}}}" if interval else f"{before}{value}{after}"
 
 
@@ -203,7 +221,10 @@ def html(table):
     from html import escape
 
     parts = ["<!doctype html><meta charset='utf-8'><title>Every attack under every defence</title><style>", _STYLE, "</style>"]
-    parts.append("<p>Leaked bits (where none are known, the attack's own metric in brackets); the darker, the more of the undefended leak is left.</p>")
+    parts.append(
+        "<p>Leaked bits (where none are known, the attack's own metric in brackets), coloured by their size: orange above 0, purple below. Pale and grey: the "
+        f"interval includes 0, or there is none. {scope(table)}</p>"
+    )
     shown = columns(table)
     for method in methods(table):
         parts.append(
@@ -211,12 +232,12 @@ def html(table):
         )
         for defence in defences(table, method):
             use = row_of(table, method, defence, "", "similarity kept")
-            told = no_likeness(table, method, defence) if use is None else f"similarity kept {use.value:.3f} [{use.ci_low:.3f}, {use.ci_high:.3f}]"
+            told = no_likeness(table, method, defence) if use is None else f"similarity kept {use.value:.3f} {_interval(use)}"
             line = [f"<tr><th>{escape(defence)}<td title='{escape(told)}'>{'' if use is None else f'{use.value:.2f}'}"]
             for column in shown:
-                found, share = cell(table, method, defence, column), kept(table, method, defence, column)
+                found = cell(table, method, defence, column)
                 text = found.text if found.own is None or found.bits is not None else f"({found.text})"
-                look = "background:repeating-linear-gradient(45deg,#fff,#fff 4px,#ddd 4px,#ddd 6px)" if found.own is None else _colour(share)
+                look = "background:repeating-linear-gradient(45deg,#fff,#fff 4px,#ddd 4px,#ddd 6px)" if found.own is None else _colour(found)
                 line.append(f"<td title='{escape(found.told, quote=True)}' style='{look}'>{text}")
             parts.append("".join(line))
         parts.append("</table>")
@@ -228,8 +249,7 @@ _STYLE = (
 )
 
 
-def _colour(share):
-    if not np.isfinite(share):
+def _colour(found):
+    if found.bits is None:
         return "background:#eee"
-    level = 255 - round(150 * share)
-    return f"background:rgb(255,{level},{round(level * 0.82)})"
+    return f"background:{shades.colour(found.bits.value, found.clear)};color:{shades.ink(found.bits.value, found.clear)}"

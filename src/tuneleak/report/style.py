@@ -77,3 +77,8 @@ def note(axes, text):
     """Turn axes into a plain remark, for a figure whose data this run does not have."""
     axes.set_axis_off()
     axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes, color="#444444")
+
+
+def legend_above(axes, columns):
+    """The legend of axes above them, where it covers no data."""
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.01), ncols=columns, borderaxespad=0, columnspacing=1.2)

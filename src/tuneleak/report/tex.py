@@ -49,20 +49,21 @@ def longtable(alignment, head, body, caption):
 
 
 class Notes:
-    """Why cells of a table are empty: each reason gets a letter, in the order in which it is met."""
+    """Why cells of a table are empty, or numbers without an interval: each reason gets a letter, in the order in which it is met."""
 
     def __init__(self):
         self.letters = {}
 
-    def mark(self, reason):
-        """An empty cell with the letter of its reason (plain text)."""
+    def mark(self, reason, shown=NOT_RECORDED):
+        """An empty cell, or the number `shown`, with the letter of its reason (plain text)."""
         letter = self.letters.setdefault(reason, chr(ord("a") + len(self.letters)))
-        return rf"{NOT_RECORDED}\textsuperscript{{{letter}}}"
+        return rf"{shown}\textsuperscript{{{letter}}}"
 
-    def below(self):
-        """What stands under the tabular: letters and reasons; empty if no cell was."""
+    def below(self, remark=""):
+        """What stands under the tabular: letters and reasons, then a remark (plain text); empty if there is neither."""
         told = "; ".join(rf"\textsuperscript{{{letter}}}\,{escape(reason)}" for reason, letter in self.letters.items())
-        return f"\n\\par\\smallskip\n\\parbox{{\\textwidth}}{{\\scriptsize {told}.}}\n" if told else ""
+        text = " ".join(f"{part}." for part in (told, escape(remark)) if part)
+        return f"\n\\par\\smallskip\n\\parbox{{\\textwidth}}{{\\scriptsize {text}}}\n" if text else ""
 
 
 def heading(text, columns):

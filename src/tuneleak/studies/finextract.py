@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from tuneleak.options import (
     AblationEvaluateOptions,
+    AblationFigureOptions,
     Attack,
     CaptionCondition,
     CaptionOptions,
@@ -72,8 +73,9 @@ class Ablations(Options):
         return {"reference": float(reference)} | {item.name: item.value for item in self.variants if item.axis == "steps"}
 
     def drawn(self, recipe):
-        """What figures need: the variants and their axes, and where the reference, trained by `recipe`, lies on these."""
-        return VariantsOptions(recipe=recipe, variants=self.variants)
+        """What figures need: the variants and their axes, and where the reference, trained by `recipe` and attacked by `sweep`, lies on these."""
+        attack = {"generations_per_image": self.sweep.generations_per_image, "threshold": self.sweep.cluster.threshold, "steps": self.sweep.steps}
+        return AblationFigureOptions(recipe=recipe, variants=self.variants, **attack)
 
     def evaluate(self, options, recipes):
         """The options of `evaluate ablations`; recipes: of its methods, which must be equally long, for a variant's name says how long it was."""
