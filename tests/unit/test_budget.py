@@ -58,10 +58,10 @@ def test_what_the_attacker_knows_costs_what_its_arithmetic_says():
     assert rows["lora, looked at again"]["sampling"] == again
     assert rows["lora, drawn captions"]["sampling"] == 0
 
-    # 4 concepts; 16 draws of each of 1 + 4 (words + 4, at most 10) beginnings, of 1 + 4 x 6 changed captions, and 4 times as many of 2 + 6 last ones; twice 100
+    # 4 concepts; 16 draws of each of 1 + 4 (words + 4, at most 10) beginnings, of 1 + 4 x 6 changed captions, and 4 times as many of 2 + 6 last ones; 100
     # to see where gradients are large; three calls each; 16 pictures in 20 steps
     def reading(words):
-        return 3 * (16 * (1 + 4 * min(words + 4, 10) + 25 + 4 * 8) + 200) + 320
+        return 3 * (16 * (1 + 4 * min(words + 4, 10) + 25 + 4 * 8) + 100) + 320
 
     drawn = [row["sampling"] for row in budget.attacker_rows(study) if row["method"] == "dreambooth, drawn captions"]
     assert drawn == [0, 4 * (reading(1) + reading(3))]  # plain descent is read without

@@ -133,6 +133,8 @@ def test_a_beginning_leaves_the_strongest_of_the_rest():
     assert torch.allclose(off, torch.eye(10, dtype=torch.float64) - directions[:1].T @ directions[:1])
     fits = held.fit(torch.stack([directions[1], directions[0] + directions[3], directions[5], directions[2] + directions[6]]), (free, off))
     assert fits.tolist() == pytest.approx([1, 1, 0, 0.5], abs=1e-6)
+    nearly = torch.stack([directions[1], directions[0] + 0.1 * directions[6]])  # of the latter the beginning explains all but .1
+    assert held.fit(nearly, (free, off), (0.0, 0.1)).flatten().tolist() == pytest.approx([1, 0, 1, 0.101 / 0.111], abs=1e-6)
 
 
 def test_endings_after_a_beginning_are_encoded_as_the_whole_caption(encoder):
@@ -142,8 +144,11 @@ def test_endings_after_a_beginning_are_encoded_as_the_whole_caption(encoder):
         tokens = encoder.tokenizer("mivim loran keset", padding="max_length", max_length=12, return_tensors="pt").input_ids
         expected = network(tokens)[0][0].double()
     assert torch.allclose(whole, expected, atol=1e-5)
-    parts = encoder.endings(ids[:1], [[*ids[1:], *encoder.closing(3)], [ids[2], ids[1], *encoder.closing(3)]])
-    assert torch.allclose(parts[0], expected[2:], atol=1e-5) and not torch.allclose(parts[1], expected[2:], atol=1e-2)
+    for used in range(3):
+        before, after = encoder.continued(ids[:used], (*ids, encoder.end))
+        assert torch.allclose(before, expected[: used + 1], atol=1e-5) and after.shape == (4, 64)
+        right = [torch.allclose(encoding, expected[used + 1], atol=1e-3) for encoding in after]
+        assert right == [number == used for number in range(4)]
 
 
 def test_decay_is_no_update_and_descent_no_decay():
@@ -231,7 +236,7 @@ def test_divisors_are_the_second_moments_of_the_weights_gradients(tiny_base, mon
             sum_ += divisors.weights[number] * gradient.square()
     for layer in layers:
         layer.weight.requires_grad_(False)
-    for factors, moment in zip(divisors.factors(context[0]), expected, strict=True):
+    for factors, moment in zip(next(divisors.factors(context)), expected, strict=True):
         assert torch.allclose(adam.moments(factors, context)[0], moment, rtol=1e-3, atol=1e-6 * float(moment.max()))
 
 
@@ -245,7 +250,7 @@ def test_moments_are_drawn_towards_their_layer_s_mean(tiny_base, monkeypatch):
     products = []
     for share in (0, 1, 0.25):
         monkeypatch.setattr(adam, "SHRUNK", share)
-        factors = divisors.factors(context[0])[0].transpose(0, 1)  # (rows, n, L)
+        factors = next(divisors.factors(context))[0].transpose(0, 1)  # (rows, n, L)
         products.append(factors.mT @ factors)
     own, mean, between = products
     sizes = own.diagonal(dim1=1, dim2=2).sum(1)[:, None, None]
@@ -264,6 +269,34 @@ def test_timesteps_are_drawn_where_gradients_are_large_and_weigh_the_less(tiny_b
     assert mean == pytest.approx((len(divisors.density) - 1) / 2, rel=0.02)
 
 
+def test_captions_told_together_have_the_divisors_of_each(tiny_base):
+    base = load_base(tiny_base)
+    latents = torch.randn(3, *base.latent_shape, generator=torch.Generator().manual_seed(0))
+    divisors = adam.Divisors(base, reading_layers(base), latents, draws=6)
+    contexts = base.encode_text(["picture of person ada", "ada", "a picture of a dog"])
+
+    def moments(batch):
+        divisors.batch = batch
+        return [[adam.moments(layer, context[None])[0] for layer in layers] for layers, context in zip(divisors.factors(contexts), contexts, strict=True)]
+
+    alone = moments(4)  # not even one caption's samples
+    for together in (moments(12), moments(100)):  # two captions, then one; all three
+        for mine, others in zip(alone, together, strict=True):
+            for layer, other in zip(mine, others, strict=True):
+                assert torch.allclose(layer, other, rtol=1e-3, atol=1e-5 * float(layer.max()))
+    assert not torch.allclose(alone[0][0], alone[1][0], rtol=1e-2)
+
+
+def test_more_draws_need_no_second_look_at_where_gradients_are_large(tiny_base, monkeypatch):
+    base = load_base(tiny_base)
+    latents = torch.randn(3, *base.latent_shape, generator=torch.Generator().manual_seed(0))
+    first, looked = (adam.Divisors(base, reading_layers(base), latents, draws) for draws in (4, 12))
+    monkeypatch.setattr(adam.Divisors, "_deltas", None)
+    told = adam.Divisors(base, reading_layers(base), latents, 12, density=first.density)
+    for name in ("timesteps", "weights", "latents", "noise"):
+        assert torch.equal(getattr(told, name), getattr(looked, name))
+
+
 @pytest.mark.parametrize("n", [4, 9])
 def test_the_strongest_factors_keep_what_they_can_of_a_product(n):
     factors = torch.randn(3, n, 6, generator=torch.Generator().manual_seed(n))
@@ -278,7 +311,7 @@ def test_the_strongest_factors_keep_what_they_can_of_a_product(n):
 def bent(base, encodings, divisors, seed=0):
     """Updates as Adam leaves them: combinations of encodings, every entry divided by the root of its moment."""
     random, rows = torch.Generator().manual_seed(seed), []
-    for factors in divisors.factors(encodings):
+    for factors in next(divisors.factors([encodings])):
         combined = torch.randn(factors.shape[1], len(encodings), generator=random) @ encodings.float()
         rows.append((combined / adam.moments(factors, encodings.float()[None])[0].sqrt()).double())
     return rows
@@ -330,7 +363,7 @@ def test_open_places_follow_the_gradient_and_the_others_stay(relaxed_search):
     search_, true = relaxed_search
     factors = search_.likelihood.explain(true).factors
     template = (true[0], None, true[2])
-    logits, words, likelihood, same = search_.relax(template, (1, 0.1), factors=factors)
+    logits, words, likelihood, same = next(search_.relax([template], (1, 0.1), factors=[factors]))
     assert same is factors and torch.equal(words[[0, 2]], search_.encoder.embedded([true[0], true[2]]))
     assert torch.equal(logits[[0, 2]], torch.zeros_like(logits[[0, 2]]))  # nothing moves there
 
@@ -343,20 +376,46 @@ def test_open_places_follow_the_gradient_and_the_others_stay(relaxed_search):
     slopes = torch.tensor([value(even + 0.3 * unit) - value(even - 0.3 * unit) for unit in torch.eye(len(even))])
     clear = slopes.abs() > 0.2 * slopes.abs().max()
     assert clear.sum() >= 3 and torch.equal(logits[1][clear].sign(), slopes[clear].sign())  # Adam's first step is the gradient's sign
-    relaxed = search_.relax(template, relax.FIRST, factors=factors)[2]
-    assert relaxed > likelihood and search_.decide(template, relax.FIRST) == true
+    _, _, relaxed, _ = next(search_.relax([template], relax.FIRST, factors=[factors]))
+    assert relaxed > likelihood and search_.decide([template], relax.FIRST) == [true]
+
+
+def test_templates_relaxed_together_go_where_each_goes_alone(relaxed_search):
+    search_, true = relaxed_search
+    templates = [(None,), (true[0], None, true[2]), (None, None)]
+    alone = [next(search_.relax([template], (5, 0.3))) for template in templates]
+    mixtures = [mixture for mixture, *_ in alone]
+    further = [next(search_.relax([template], (2, 0.3), [mixture])) for template, mixture in zip(templates, mixtures, strict=True)]
+    for together, wanted in ((search_.relax(templates, (5, 0.3)), alone), (search_.relax(templates, (2, 0.3), mixtures), further)):
+        for template, mine, other in zip(templates, together, wanted, strict=True):
+            assert mine[0].shape == (len(template), len(search_.tokens)) and torch.allclose(mine[0], other[0], atol=1e-2)
+            assert mine[1].shape == other[1].shape and mine[2] == pytest.approx(other[2], abs=1e-3)
+
+
+def test_what_is_known_of_a_caption_is_not_asked_again(relaxed_search, monkeypatch):
+    likelihood, tokens = relaxed_search[0].likelihood, relaxed_search[0].tokens
+    asked, factors = [], likelihood.factors
+    monkeypatch.setattr(likelihood, "factors", lambda captions: asked.append(len(captions)) or factors(captions))
+    monkeypatch.setattr(likelihood, "known", {})
+    monkeypatch.setattr(likelihood, "kept", {})
+    monkeypatch.setattr(likelihood, "most", 2)
+    first, second, third = ((token,) for token in tokens[:3])
+    values = likelihood.likelihoods([first, second, first, third])
+    assert asked == [3] and values[0] == values[2] and list(likelihood.kept) == [second, third]
+    assert likelihood.likelihoods([third, first]) == [values[3], values[0]] and likelihood.explain(third).likelihood == values[3] and sum(asked) == 3
+    assert likelihood.explain(first).likelihood == pytest.approx(values[0], abs=1e-4) and sum(asked) == 4  # its factors were given up
 
 
 def test_a_decided_caption_is_left_as_it_is(relaxed_search):
     search_, true = relaxed_search
-    assert search_.decide(true, relax.STEPS) == true and true in search_.found
+    assert search_.decide([true], relax.STEPS) == [true] and true in search_.found
 
 
 def test_one_exchanged_word_is_put_right_and_matters(relaxed_search):
     search_, true = relaxed_search
     wrong = (true[0], search_.tokens[5], true[2])
     search_.found.clear()
-    search_.add(wrong)
+    search_.add([wrong])
     search_.exchange(wrong)
     assert search_.best()[0] == true
     assert (search_.weights(true) > 0).all()
@@ -395,9 +454,9 @@ def test_reading_costs_no_more_gradients_than_is_said(tiny_base, tiny_images, tm
     models = finetuned(tiny_base, tiny_images, tmp_path / "adam", lr=1e-3, steps_per_image=8)
     counted, asked = [], adam.Divisors._deltas
 
-    def counting(divisors, context):
-        counted.append(len(divisors.latents))
-        return asked(divisors, context)
+    def counting(divisors, contexts):
+        counted.append(len(contexts) * len(divisors.latents))
+        return asked(divisors, contexts)
 
     monkeypatch.setattr(adam.Divisors, "_deltas", counting)
     options = CaptionOptions(beams=2, corpus=20, draws=8, **knobs)

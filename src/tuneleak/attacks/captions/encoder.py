@@ -1,10 +1,15 @@
-"""A CLIP text encoder as a search needs it: encodings of many endings of one beginning, and of whole captions; and text from token ids.
+"""A CLIP text encoder as a search needs it: encodings of all tokens behind one beginning, and of whole captions; and text from token ids.
 
-A token's encoding depends on the tokens before it and on none after, so keys and values of a beginning are computed once for all its endings. Words may also
-be given by their embeddings, which need not belong to a token; such encodings have gradients.
+A token's encoding depends on the tokens before it and on none after, so keys and values of a beginning are computed once for all that may follow, and kept for
+a search that comes back to it. Words may also be given by their embeddings, which need not belong to a token; such encodings have gradients.
 """
 
+import functools
+
 import torch
+
+BATCH = 4096  # tokens encoded at a time
+KEPT_BYTES = 2**28  # of encodings of all tokens behind beginnings: one beginning of Stable Diffusion's, 200 in the embedded world
 
 
 class CausalEncoder:
@@ -14,6 +19,8 @@ class CausalEncoder:
         self.body, self.tokenizer, self.length = getattr(text_encoder, "text_model", text_encoder), tokenizer, length
         self.device = next(text_encoder.parameters()).device
         self.start, self.end, self.pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+        largest = 4 * len(tokenizer) * text_encoder.config.hidden_size  # bytes behind one beginning
+        self._kept = functools.lru_cache(max(KEPT_BYTES // largest, 1))(self._continued)
 
     def ids(self, text):
         """Token ids of a text, without start and end, cut to what fits between them."""
@@ -27,34 +34,36 @@ class CausalEncoder:
         """The end token and the padding behind it after `used` tokens, the start not counted."""
         return [self.end, *[self.pad] * self.length][: self.length - 1 - used]
 
-    def beginning(self, ids):
-        """Encodings `(1 + n, d)` of the start and of the n token ids of a beginning."""
-        return self.endings((), [[*ids, self.end]], start=True)[0][:-1]
-
     def caption(self, ids):
         """Encodings `(L, d)` of a whole caption of token ids: start, ids, end, padding."""
-        return self.endings((), [[*ids, *self.closing(len(ids))]], start=True)[0]
+        return self.captions([ids])[0]
+
+    @torch.inference_mode()
+    def captions(self, found):
+        """Encodings `(n, L, d)` of whole captions, see `caption`."""
+        tokens = torch.tensor([(self.start, *ids, *self.closing(len(ids))) for ids in found], dtype=torch.long).view(len(found), self.length)
+        parts = [self._pass(self.embedded(part), None)[0] for part in tokens.split(max(BATCH // self.length, 1))]
+        return torch.cat(parts).cpu().double()
 
     def embedded(self, ids):
         """Embeddings `(..., d')` of token ids `(...,)`, without their places."""
-        return self.body.embeddings.token_embedding(torch.as_tensor(ids, device=self.device)).detach()
+        return self.body.embeddings.token_embedding(torch.as_tensor(ids, dtype=torch.long, device=self.device)).detach()
 
     def mixed(self, words):
         """Encodings `(n, L, d)` of whole captions whose words are embeddings `(n, m, d')`, mixtures of tokens' for instance, with start, end and padding."""
         start, closing = (self.embedded(part).expand(len(words), -1, -1) for part in ([self.start], self.closing(words.shape[1])))
         return self._pass(torch.cat([start, words, closing], 1), None)[0]
 
+    def continued(self, beginning, tokens):
+        """Encodings `(1 + n, d)` of start and the n token ids `beginning`, and `(t, d)` of each of the token ids `tokens` next behind them."""
+        return tuple(part.double() for part in self._kept(tuple(beginning), tuple(tokens)))
+
     @torch.inference_mode()
-    def endings(self, beginning, endings, start=False, batch=4096):
-        """Encodings `(n, m, d)` of the places of `endings`, token ids `(n, m)`, after start and the ids `beginning`; with `start` those of both come first
-        (then there is one ending)."""
-        first = [self.start, *beginning]
-        before, past = self._pass(self.embedded([first]), None)
+    def _continued(self, beginning, tokens):
+        before, past = self._pass(self.embedded([[self.start, *beginning]]), None)
         past = [(key[0], value[0]) for key, value in past]
-        tokens = torch.as_tensor(endings, device=self.device)
-        parts = [self._pass(self.embedded(part), past)[0] for part in tokens.split(max(1, batch // max(tokens.shape[1], 1)))]
-        found = torch.cat(parts).cpu().double()
-        return torch.cat([before.cpu().double(), found], 1) if start else found
+        after = [self._pass(self.embedded(part)[:, None], past)[0][:, 0] for part in torch.tensor(tokens).split(BATCH)]
+        return before[0].cpu(), torch.cat(after).cpu()
 
     def _pass(self, embedded, past):
         """Encodings `(n, m, d)` of embeddings `(n, m, d')` behind a beginning with keys and values `(places, heads, width)` per layer in `past`, and their

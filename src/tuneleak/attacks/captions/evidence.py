@@ -32,11 +32,11 @@ class Evidence:
     def fit(encodings, beyond, slack=0.0):
         """Squared cosine `(n,)` of each next encoding `(n, d)`, less what the beginning explains, with `beyond`: 1 for one that the updates have seen. Of
         several groups the product. slack: share of an encoding that counts as seen in any case, so that of encodings that the beginning nearly explains the
-        rest, which little noise turns anywhere, does not decide."""
+        rest, which little noise turns anywhere, does not decide; of several slacks `(s, n)`."""
         free, off = beyond
         own = encodings @ off
-        granted = slack * encodings.square().sum(1)
-        return (((own @ free).square().sum(2) + granted) / (own.square().sum(1) + granted).clamp_min(1e-300)).prod(0)
+        granted = torch.as_tensor(slack, dtype=torch.float64)[..., None, None] * encodings.square().sum(1)
+        return (((own @ free).square().sum(2) + granted) / (own.square().sum(1) + granted).clamp_min(1e-300)).prod(-2)
 
 
 def _moment(parts):

@@ -3,8 +3,6 @@
 Quick, and right for captions of few words. From four or five words on most beginnings are wrong in a way that no single change puts right; see `relax`.
 """
 
-import functools
-
 import torch
 
 from tuneleak.attacks.captions.adam import INTERVALS, PILOTS
@@ -13,6 +11,7 @@ from tuneleak.attacks.captions.search import Found, Search
 POPULATION = 4  # captions between which the search may go back
 SLACKS = (0.0, 0.1)  # by which words are proposed, see `Evidence.fit`
 GROWN = 4  # beginnings kept
+PART = 4  # captions judged at a time: of more, what is in the making leaves a processor's cache
 LAST = 4  # times as many gradients decide between the last captions and changes of the best one
 CHECKED = 6  # changed captions per round that get divisors of their own
 
@@ -20,7 +19,7 @@ CHECKED = 6  # changed captions per round that get divisors of their own
 def gradients(options, words):
     """Gradients of single samples that reading a caption of so many words asks for with `CaptionOptions`: at most, if none longer looks likelier on the way
     (of `options.longest` words: at most in any case)."""
-    return options.draws * (growing(options, words) + LAST * (2 + CHECKED)) + 2 * PILOTS * INTERVALS
+    return options.draws * (growing(options, words) + LAST * (2 + CHECKED)) + PILOTS * INTERVALS
 
 
 def growing(options, words):
@@ -34,9 +33,7 @@ def find(likelihood, decisive, encoder, options, tokens, start):
     grown = GrownSearch(likelihood, encoder, options, tokens).run([start])
     last = GrownSearch(decisive, encoder, options, tokens)
     ids = last.improved({grown.ids, start}, 1).ids
-    explanation = last.explain(ids)
-    last.explain.cache_clear()  # it holds itself and much memory
-    return ids, explanation
+    return ids, decisive.explain(ids)
 
 
 class GrownSearch(Search):
@@ -48,18 +45,11 @@ class GrownSearch(Search):
 
     def __init__(self, judge, encoder, options, tokens=None):
         super().__init__(None, encoder, options, tokens=tokens)
-        self.judge, self.likelihoods = judge, {}
-        self.explain = functools.lru_cache(maxsize=2 * GROWN + POPULATION)(self._explain)
+        self.judge = judge
 
-    def likelihood(self, ids):
-        """Likelihood of a caption of token ids, see `Explanation`."""
-        if ids not in self.likelihoods:
-            self.explain(ids)
-        return self.likelihoods[ids]
-
-    def whole(self, ids):
-        """`Found` of a caption of token ids, its score being the likelihood."""
-        return Found(tuple(ids), self.likelihood(tuple(ids)), self.encoder)
+    def wholes(self, found):
+        """`Found` of each of some captions of token ids, its score being the likelihood."""
+        return [Found(ids, likelihood, self.encoder) for ids, likelihood in zip(found, self.judge.likelihoods(found), strict=True)]
 
     def longer(self, beginnings):
         """The `GROWN` best beginnings one token longer."""
@@ -67,34 +57,35 @@ class GrownSearch(Search):
 
     def fits(self, ids, slack=0.0):
         """How well each of the searched tokens fits behind a beginning `(tokens,)`, divisors of that beginning undone."""
-        self.evidence = self.explain(tuple(ids)).evidence
+        self.evidence = self.judge.explain(tuple(ids)).evidence
         return super().fits(ids, slack)
 
     def run(self, others=()):
         """The likeliest caption found, starting from the one that grows and from `others` (token ids)."""
-        best = self.improved({super().run().ids, *others}, self.options.rounds)
-        self.explain.cache_clear()
-        return best
+        return self.improved({super().run().ids, *others}, self.options.rounds)
 
     def improved(self, found, rounds):
         """The likeliest caption found in so many rounds of changes to the likeliest of a set of captions (token ids)."""
         done = set()
         for _ in range(rounds):
-            best = sorted(found, key=self.likelihood, reverse=True)[:POPULATION]
-            waiting = [ids for ids in best if ids not in done]
+            best = self.ordered(found)[:POPULATION]
+            waiting = [item.ids for item in best if item.ids not in done]
             if not waiting:
                 break
             done.add(waiting[0])
             found.update(self.changed(waiting[0]))
-        return self.whole(max(found, key=self.likelihood))
+        return self.ordered(found)[0]
+
+    def ordered(self, found):
+        """`wholes`, likeliest first."""
+        return sorted(self.wholes([*found]), key=lambda item: item.score, reverse=True)
 
     def changed(self, ids):
         """The `CHECKED` captions made of a caption of token ids that explain the updates best with its divisors."""
-        explanation, made = self.explain(ids), set()
+        explanation, made = self.judge.explain(ids), set()
         judged = Search(explanation.evidence, self.encoder, self.options, tokens=self.tokens)
         for place in range(len(ids) + 1):
-            for slack in SLACKS:
-                fits = judged.fits(ids[:place], slack)
+            for fits in judged.fits(ids[:place], SLACKS):
                 near = [self.tokens[number] for number in fits.topk(min(3 * self.options.beams, len(fits))).indices.tolist()]
                 made.update((*ids[:place], token, *ids[place + 1 :]) for token in near)
                 for token in near[: self.options.beams]:
@@ -105,18 +96,7 @@ class GrownSearch(Search):
             beginnings = judged.longer(beginnings)[:GROWN]
             made.update(beginning for beginning, _ in beginnings)
         made = sorted(other for other in made if 0 < len(other) <= self.longest and other != ids)
-        scores = [self._judged(part, explanation.factors) for part in _parts(made, 16)]
+        parts = (self.encoder.captions(made[first : first + 16 * PART]) for first in range(0, len(made), 16 * PART))
+        scores = [self.judge.judge(part, explanation.factors)[0].cpu() for encodings in parts for part in encodings.split(PART)]
         order = torch.argsort(torch.cat(scores), descending=True)[:CHECKED]
         return [made[number] for number in order.tolist()]
-
-    def _judged(self, captions, factors):
-        return self.judge.judge(torch.stack([self.encoder.caption(ids) for ids in captions]), factors)[0].cpu()
-
-    def _explain(self, ids):
-        explanation = self.judge.explain(ids)
-        self.likelihoods[ids] = explanation.likelihood
-        return explanation
-
-
-def _parts(items, size):
-    return [items[first : first + size] for first in range(0, len(items), size)]

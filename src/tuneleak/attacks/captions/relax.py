@@ -16,7 +16,7 @@ A template is a caption of token ids some of which are None: open.
 import torch
 
 from tuneleak.attacks.captions.adam import INTERVALS, PILOTS
-from tuneleak.attacks.captions.grow import CHECKED, SLACKS, GrownSearch, growing
+from tuneleak.attacks.captions.grow import CHECKED, PART, SLACKS, GrownSearch, growing
 from tuneleak.attacks.captions.search import Search, searched_tokens
 
 REFRESHED = 12  # steps with the same divisors
@@ -29,7 +29,7 @@ LENGTHS, PATIENCE = 4, 5  # of which the best captions are improved, and rounds 
 HEARD, ANCHORS, ANCHORED = 6, 3, 6  # captions that tell which words matter, words tried in all places, and templates of them that are relaxed
 LAST, FINALISTS = 6, 4  # times as many gradients decide between the best captions of so many lengths, and changes of the best one
 REPEATED = 2  # times as many words as there are tokens to choose from, at most
-PART = 16  # captions judged at a time
+TOGETHER = 2**20  # entries of the updates, times templates relaxed at a time: 9 in the embedded world, 1 of Stable Diffusion's
 
 
 def longest(options):
@@ -54,7 +54,7 @@ def gradients(options, words):
     exchanged, opened = 1 + CHECKED, (5 * words - 1) * relaxed(BRIEF) + TAKEN * decided(2, BRIEF)
     decisive = LAST * (FINALISTS + exchanged + 1)
     grown = growing(options.model_copy(update={"longest": most}), words)
-    return options.draws * (grown + scanned + anchored + options.rounds * exchanged + -(-options.rounds // 2) * opened + decisive) + 2 * PILOTS * INTERVALS
+    return options.draws * (grown + scanned + anchored + options.rounds * exchanged + -(-options.rounds // 2) * opened + decisive) + PILOTS * INTERVALS
 
 
 def find(likelihood, decisive, encoder, options, tokens, start):
@@ -64,8 +64,7 @@ def find(likelihood, decisive, encoder, options, tokens, start):
     grown = GrownSearch(likelihood, encoder, options, tokens).run([start]).ids
     found = RelaxedSearch(likelihood, encoder, options, tokens).run([start, grown])
     last = RelaxedSearch(decisive, encoder, options, tokens)
-    for ids in found[:FINALISTS]:
-        last.add(ids)
+    last.add(found[:FINALISTS])
     last.exchange(last.best()[0])
     ids = last.best()[0]
     return ids, decisive.explain(ids)
@@ -79,24 +78,20 @@ class RelaxedSearch:
         self.tokens = searched_tokens(encoder.tokenizer, options.pieces) if tokens is None else list(tokens)
         self.embeddings = encoder.embedded(self.tokens)
         self.longest = min(longest(options), REPEATED * len(self.tokens), encoder.length - 2)
+        self.together = max(TOGETHER // sum(rows.numel() for rows in likelihood.rows), 1)
         self.found = {}  # likelihoods of captions of token ids
 
     def run(self, starts=()):
         """The best caption (token ids) of every length, likeliest first; `starts`: captions to begin with."""
-        for ids in starts:
-            self.add(ids)
-        for length in range(1, self.longest + 1):
-            self.decide((None,) * length, FIRST)
+        self.add(starts)
+        self.decide([(None,) * length for length in range(1, self.longest + 1)], FIRST)
         self.anchor()
         self.improve()
         return self.best()
 
-    def add(self, ids):
-        """Likelihood of a caption of token ids."""
-        ids = tuple(ids)
-        if ids not in self.found:
-            self.found[ids] = self.likelihood.explain(ids).likelihood
-        return self.found[ids]
+    def add(self, captions):
+        """Judge captions of token ids."""
+        self.found.update(zip(captions, self.likelihood.likelihoods(captions), strict=True))
 
     def best(self):
         """The best caption of every length, likeliest first."""
@@ -105,42 +100,69 @@ class RelaxedSearch:
             by_length[len(ids)] = ids
         return sorted(by_length.values(), key=self.found.get, reverse=True)
 
-    def relax(self, template, pace, mixtures=None, factors=None):
-        """Open places follow the gradient. pace: (steps, size); mixtures: logits `(n, V)` to begin with; factors: of divisors to begin with.
+    def relax(self, templates, pace, mixtures=None, factors=None):
+        """The open places of some templates follow the gradient. pace: (steps, size); mixtures: logits `(m, V)` of each template to begin with, or None;
+        factors: of each template's divisors to begin with.
 
-        Returns (logits, embeddings of the words `(n, d')`, likelihood, factors)."""
+        Yields for each template (logits, embeddings of the words `(m, d')`, likelihood, factors)."""
+        mixtures = mixtures or [None] * len(templates)
+        for first in range(0, len(templates), self.together):
+            some = slice(first, first + self.together)
+            yield from self._relaxed(templates[some], pace, mixtures[some], factors and factors[some])
+
+    def _relaxed(self, templates, pace, mixtures, factors):
         steps, size = pace
-        device = self.embeddings.device
-        is_open = torch.tensor([token is None for token in template], device=device)[:, None]
-        words = self.encoder.embedded([self.encoder.end if token is None else token for token in template])
-        logits = (torch.zeros(len(template), len(self.tokens), device=device) if mixtures is None else mixtures.clone()).requires_grad_()
+        lengths, device = [*map(len, templates)], self.embeddings.device
+        most = max(lengths)
+        whole = [(*template, *self.encoder.closing(len(template))) for template in templates]
+        words = self.encoder.embedded([[self.encoder.end if token is None else token for token in tokens] for tokens in whole])  # (n, L - 1, d')
+        is_open = torch.tensor([[token is None for token in tokens[:most]] for tokens in whole], device=device)[..., None]
+        logits = torch.zeros(len(templates), most, len(self.tokens), device=device)
+        for own, given in zip(logits, mixtures, strict=True):
+            if given is not None:
+                own[: len(given)] = given
+        logits.requires_grad_()
         optimizer = torch.optim.Adam([logits], size)
+
+        def mixed(logits):
+            return torch.cat([torch.where(is_open, torch.softmax(logits, -1) @ self.embeddings, words[:, :most]), words[:, most:]], 1)
+
         for step in range(steps):
-            embedded = torch.where(is_open, torch.softmax(logits, -1) @ self.embeddings, words)
-            encodings = self.encoder.mixed(embedded[None])
-            if factors is None or (step and step % REFRESHED == 0):
-                factors = self.likelihood.factors(encodings[0])
-            likelihood = self.likelihood.judge(encodings, factors)[0][0]
-            logits.grad = -torch.autograd.grad(likelihood, logits)[0]
+            encodings = self.encoder.mixed(mixed(logits))
+            if step % REFRESHED == 0:
+                if step or factors is None:
+                    factors = [*self.likelihood.factors(encodings)]
+                stacked = [torch.stack(kind) for kind in zip(*factors, strict=True)]
+            likelihoods = self.likelihood.judge(encodings, stacked)[0]
+            logits.grad = -torch.autograd.grad(likelihoods.sum(), logits)[0]
             optimizer.step()
         logits = logits.detach()
-        return logits, torch.where(is_open, torch.softmax(logits, -1) @ self.embeddings, words), float(likelihood.detach()), factors
+        for own, told, length, likelihood, kinds in zip(logits, mixed(logits), lengths, likelihoods.tolist(), factors, strict=True):
+            yield own[:length], told[:length], likelihood, kinds
 
-    def decide(self, template, pace, mixtures=None):
-        """The caption that a template becomes, its open places relaxed and decided one after the other."""
-        template = list(template)
-        while None in template:
-            mixtures, words, _, factors = self.relax(template, pace, mixtures)
-            places = [place for place, token in enumerate(template) if token is None]
-            width = min(WIDTHS[len(places) <= 2], len(self.tokens))
-            tried = [(place, number) for place in places for number in mixtures[place].topk(width).indices.tolist()]
-            made = words.repeat(len(tried), 1, 1)
-            for row, (place, number) in enumerate(tried):
-                made[row, place] = self.embeddings[number]
-            place, number = tried[int(self.judged(made, factors).argmax())]
-            template[place], pace = self.tokens[number], STEPS
-        self.add(template)
-        return tuple(template)
+    def decide(self, templates, pace, mixtures=None):
+        """The captions that some templates become, their open places relaxed and decided one after the other; mixtures: as `relax`."""
+        decided, mixtures = [*templates], list(mixtures or [None] * len(templates))
+        while waiting := [number for number, template in enumerate(decided) if None in template]:
+            relaxed = self.relax([decided[number] for number in waiting], pace, [mixtures[number] for number in waiting])
+            for number, (mixture, words, _, factors) in zip(waiting, relaxed, strict=True):
+                template, mixtures[number] = decided[number], mixture
+                place, token = self._surest(template, mixture, words, factors)
+                decided[number] = (*template[:place], token, *template[place + 1 :])
+            pace = STEPS
+        self.add(decided)
+        return decided
+
+    def _surest(self, template, mixture, words, factors):
+        """(place, token) of the likeliest decision in one open place of a template that is relaxed, given as `relax` yields it."""
+        places = [place for place, token in enumerate(template) if token is None]
+        width = min(WIDTHS[len(places) <= 2], len(self.tokens))
+        tried = [(place, number) for place in places for number in mixture[place].topk(width).indices.tolist()]
+        made = words.repeat(len(tried), 1, 1)
+        for row, (place, number) in enumerate(tried):
+            made[row, place] = self.embeddings[number]
+        place, number = tried[int(self.judged(made, factors).argmax())]
+        return place, self.tokens[number]
 
     @torch.no_grad()
     def judged(self, words, factors):
@@ -165,26 +187,24 @@ class RelaxedSearch:
 
     def reopen(self, templates):
         """Decide the `TAKEN` of some templates that promise most, and add those that have no open place."""
-        self.take([(self.relax(template, BRIEF), template) for template in templates if None in template], (1, BRIEF[1]))
-        for template in templates:
-            if None not in template:
-                self.add(template)
+        unsure = [template for template in templates if None in template]
+        self.take(self.relax(unsure, BRIEF), unsure, (1, BRIEF[1]))
+        self.add([template for template in templates if None not in template])
 
     def exchange(self, ids):
         """Change single words of a caption: the `CHECKED` likeliest changes by the caption's divisors get divisors of their own."""
         explanation, made = self.likelihood.explain(ids), set()
         grown = Search(explanation.evidence, self.encoder, self.options, tokens=self.tokens)
         near = min(NEAR, len(self.tokens))
-        for place in range(len(ids)):
-            mixtures = self.relax((*ids[:place], None, *ids[place + 1 :]), BRIEF, factors=explanation.factors)[0]
-            orders = [mixtures[place], *(grown.fits(ids[:place], slack) for slack in SLACKS)]
+        templates = [(*ids[:place], None, *ids[place + 1 :]) for place in range(len(ids))]
+        for place, (mixtures, *_) in enumerate(self.relax(templates, BRIEF, factors=[explanation.factors] * len(ids))):
+            orders = [mixtures[place], *grown.fits(ids[:place], SLACKS)]
             numbers = {number for order in orders for number in order.topk(near).indices.tolist()}
             made.update((*ids[:place], self.tokens[number], *ids[place + 1 :]) for number in numbers)
         made = sorted(made - {ids})
         if made:
             likelihoods = self.judged(self.encoder.embedded(made), explanation.factors)
-            for number in likelihoods.topk(min(CHECKED, len(made))).indices.tolist():
-                self.add(made[number])
+            self.add([made[number] for number in likelihoods.topk(min(CHECKED, len(made))).indices.tolist()])
 
     def weights(self, ids):
         """What a caption's likelihood loses, per place `(n,)`, if the word there becomes the even mixture of all tokens."""
@@ -201,21 +221,22 @@ class RelaxedSearch:
             for token, weight in zip(ids, self.weights(ids).clamp_min(0).tolist(), strict=True):
                 matter[token] = matter.get(token, 0) + weight
         anchors = sorted(matter, key=matter.get, reverse=True)[:ANCHORS]
+        places = [(length, place) for length in range(1, self.longest + 1) for place in range(length)]
         quick = {token: [] for token in anchors}
-        for length in range(1, self.longest + 1):
-            for place in range(length):
-                factors = None  # where a word stands tells most of them
-                for token in anchors:
-                    template = (*[None] * place, token, *[None] * (length - place - 1))
-                    *_, likelihood, factors = self.relax(template, QUICK, factors=factors)
-                    quick[token].append((likelihood, template))
+        for first in range(0, len(places), self.together):
+            factors = None  # where a word stands tells most of them
+            for token in anchors:
+                templates = [(*[None] * place, token, *[None] * (length - place - 1)) for length, place in places[first : first + self.together]]
+                *_, likelihoods, factors = zip(*self.relax(templates, QUICK, factors=factors), strict=True)
+                quick[token] += zip(likelihoods, templates, strict=True)
         likely = [template for token in anchors for _, template in sorted(quick[token], key=lambda item: item[0], reverse=True)[:ANCHORED]]
-        self.take([(self.relax(template, SLOW), template) for template in likely], STEPS)
+        self.take(self.relax(likely, SLOW), likely, STEPS)
 
-    def take(self, relaxed, pace):
-        """Decide the `TAKEN` likeliest of templates that are relaxed, given as (what `relax` returned, template)."""
-        for (mixtures, *_), template in sorted(relaxed, key=lambda item: item[0][2], reverse=True)[:TAKEN]:
-            self.decide(template, pace, mixtures)
+    def take(self, relaxed, templates, pace):
+        """Decide the `TAKEN` likeliest of templates that are relaxed, given with what `relax` yields."""
+        told = [(likelihood, template, mixture) for (mixture, _, likelihood, _), template in zip(relaxed, templates, strict=True)]
+        likely = sorted(told, key=lambda item: item[0], reverse=True)[:TAKEN]
+        self.decide([template for _, template, _ in likely], pace, [mixture for *_, mixture in likely])
 
 
 def windows(ids):

@@ -87,8 +87,8 @@ def _read(base, modelset, row, updates, encoder, spread, options, tokens):
     if not undo or best.score > PLAIN:
         return best.text, best.score, f"power {power:g}"
     pictures, way = unprompted(base, modelset, row), relax if options.relaxed else grow
-    draws = [options.draws, way.LAST * options.draws]
-    first, decisive = (AdamLikelihood(updates, base, encoder, options.model_copy(update={"draws": count}), pictures) for count in draws)
+    first, many = AdamLikelihood(updates, base, encoder, options, pictures), options.model_copy(update={"draws": way.LAST * options.draws})
+    decisive = AdamLikelihood(updates, base, encoder, many, pictures, first.divisors.density)  # which has the same latents
     ids, explanation = way.find(first, decisive, encoder, options, tokens, best.ids)
     if float(decisive.judge(encoder.caption(best.ids)[None])[0]) >= explanation.likelihood:
         return best.text, best.score, "power 0"

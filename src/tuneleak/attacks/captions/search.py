@@ -18,8 +18,6 @@ from tuneleak import runtime
 from tuneleak.attacks.captions.encoder import CausalEncoder
 from tuneleak.models.tokenizer import whole_words
 
-JUDGED_BATCH = 512
-
 
 @dataclass(frozen=True)
 class Found:
@@ -45,7 +43,7 @@ def public_corpus(tokenizer, size, longest, seed=0):
 def root_mean_square(encoder, size, seed=0):
     """Root mean square `(d,)` of all encodings of a public corpus of `size` captions."""
     corpus = public_corpus(encoder.tokenizer, size, encoder.length - 2, seed)
-    return torch.stack([encoder.caption(encoder.ids(text)) for text in corpus]).square().mean((0, 1)).sqrt()
+    return encoder.captions([encoder.ids(text) for text in corpus]).square().mean((0, 1)).sqrt()
 
 
 def searched_tokens(tokenizer, pieces=False):
@@ -61,7 +59,7 @@ class Search:
     def __init__(self, evidence, encoder, options, divisor=None, tokens=None):
         self.evidence, self.encoder, self.options = evidence, encoder, options
         self.divisor = torch.ones((), dtype=torch.float64) if divisor is None else divisor
-        self.tokens = searched_tokens(encoder.tokenizer, options.pieces) if tokens is None else list(tokens)
+        self.tokens = tuple(searched_tokens(encoder.tokenizer, options.pieces) if tokens is None else tokens)
         self.longest = min(options.longest, encoder.length - 2)
 
     def run(self):
@@ -69,16 +67,17 @@ class Search:
         beginnings, best = [((), 0.0)], None
         for length in range(1, self.longest + 1):
             beginnings = self.longer(beginnings)
-            longer = max((self.whole(ids) for ids, _ in beginnings), key=lambda found: found.score)
+            longer = max(self.wholes([ids for ids, _ in beginnings]), key=lambda found: found.score)
             if best is None or longer.score > best.score:
                 best = longer
             if length - len(best.ids) >= self.options.patience:
                 break
         return best
 
-    def whole(self, ids):
-        """`Found` of a whole caption of token ids."""
-        return Found(tuple(ids), float(self.evidence.captured(self.encoder.caption(ids)[None] / self.divisor)), self.encoder)
+    def wholes(self, found):
+        """`Found` of each of some whole captions of token ids."""
+        scores = self.evidence.captured(self.encoder.captions(found) / self.divisor).tolist()
+        return [Found(tuple(ids), score, self.encoder) for ids, score in zip(found, scores, strict=True)]
 
     def longer(self, beginnings):
         """The best beginnings one token longer, as (ids, sum of the logarithms of their tokens' fits)."""
@@ -91,11 +90,9 @@ class Search:
         return sorted(candidates, key=lambda item: -item[1])[: self.options.beams]
 
     def fits(self, ids, slack=0.0):
-        """How well each of the searched tokens fits behind a beginning `(tokens,)`, see `Evidence.fit`."""
-        beyond = self.evidence.beyond(self.encoder.beginning(ids) / self.divisor)
-        parts = [self.tokens[first : first + JUDGED_BATCH] for first in range(0, len(self.tokens), JUDGED_BATCH)]
-        encoded = torch.cat([self.encoder.endings(ids, [[token] for token in part])[:, 0] for part in parts])
-        return self.evidence.fit(encoded / self.divisor, beyond, slack)
+        """How well each of the searched tokens fits behind a beginning `(tokens,)`, see `Evidence.fit`; with several slacks `(s, tokens)`."""
+        before, after = (part / self.divisor for part in self.encoder.continued(ids, self.tokens))
+        return self.evidence.fit(after, self.evidence.beyond(before), slack)
 
 
 def search(evidence, encoder, options, spread, tokens=None):
