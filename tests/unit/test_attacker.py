@@ -12,7 +12,7 @@ from tuneleak.attacks.extraction.clustering import cluster
 from tuneleak.attacks.extraction.conditions import caption_under
 from tuneleak.attacks.membership import people
 from tuneleak.data import imageset
-from tuneleak.data.imageset import ImageSet
+from tuneleak.data.imageset import ImageSet, as_tensor
 from tuneleak.errors import InputError
 from tuneleak.finetune import loop
 from tuneleak.metrics import attacker, attacker_captions, attacker_certainty, attacker_people, attacker_rows
@@ -93,6 +93,25 @@ def test_people_scores_are_the_losses_of_the_networks(tiny_base, tiny_images, tm
     with pytest.raises(InputError, match="nobody but"):
         lonely = ImageSet.load(tiny_images).where(concept="ada")
         people.Judges(base, lonely, asked).table(ModelSet.load(tmp_path / "m"), ModelSet.load(tmp_path / "m").rows()[0])
+
+
+def test_people_are_looked_for_in_the_latents_of_a_model_s_own_autoencoder(tiny_base, tiny_images, tmp_path):
+    """By hand; and at rate zero, where the autoencoder is a copy of the base's, there is nothing between the two."""
+    asked, tables = PeopleOptions(photographs=4, timesteps=[100], draws=1, captions=["known"]), {}
+    for name, lr in (("still", 0.0), ("moved", 1e-2)):
+        options = FinetuneOptions(method="end-to-end", train_autoencoder=True, images_per_concept=2, steps_per_image=4, batch=2, lr=lr)
+        loop.finetune(tiny_base, tiny_images, "w", "tune", tmp_path / name, options, 0, 1, device="cpu")
+        people.judge([tmp_path / name], tiny_images, tiny_base, tmp_path / f"{name}.csv", asked, device="cpu")
+        tables[name] = pd.read_csv(tmp_path / f"{name}.csv")
+    assert (tables["still"].tuned_loss == tables["still"].base_loss).all()
+    assert (tables["moved"].base_loss == tables["still"].base_loss).all(), "the base has latents of its own"
+    row, base, made = tables["moved"].iloc[-1], people.load_base(tiny_base), ModelSet.load(tmp_path / "moved")
+    picture = people.Judges(base, ImageSet.load(tiny_images), asked)._load(row.person, [row.image_id])
+    with people.load_tuned(base, made, made.rows()[0]) as tuned:
+        latents, noise, abar = tuned.encode_images(as_tensor(picture.pixels)), picture.noise(100, 0), float(base.alphas_cumprod[100])
+        x_t = abar**0.5 * latents + (1 - abar) ** 0.5 * noise
+        loss = float((tuned.noise_pred(x_t, 100, tuned.encode_text([made.rows()[0]["caption"]])) - noise).double().square().mean())
+    assert row.tuned_loss == pytest.approx(loss, rel=1e-5) and (latents - picture.latents).abs().max() > 1e-3
 
 
 class Pixels:

@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -41,6 +43,25 @@ def test_training_lowers_the_loss_on_its_pictures_and_the_base_is_a_row(measured
     assert (tmp_path / "utility.csv.meta.json").is_file()
     with pytest.raises(InputError, match="no heldout pictures of concept 'cyd'"):
         measured(make_tiny_images(tmp_path / "bare", heldout=0))
+
+
+def test_losses_of_a_model_with_an_autoencoder_of_its_own_are_on_its_latents(tiny_base, tiny_images, tmp_path, monkeypatch):
+    """At rate zero they are the base's; else they are what the model says of its own latents, not of the base's."""
+    monkeypatch.setattr(utility, "load_embedder", lambda folder, device: MeanColour())
+    tables = {}
+    for name, lr in (("still", 0.0), ("moved", 1e-2), ("plain", 1e-2)):
+        options = FinetuneOptions(method="end-to-end", train_autoencoder=True, images_per_concept=2, steps_per_image=4, batch=2, lr=lr)
+        loop.finetune(tiny_base, tiny_images, "w", "test", tmp_path / name, options, 0, 1, device="cpu")
+        if name == "plain":
+            (autoencoder,) = (tmp_path / name).glob("*/vae")
+            shutil.rmtree(autoencoder)
+        utility.utility(tmp_path / name, tiny_images, tiny_base, "mean-colour", tmp_path / f"{name}.csv", OPTIONS, device="cpu")
+        tables[name] = pd.read_csv(tmp_path / f"{name}.csv")
+    losses = ["loss_heldout", "loss_train"]
+    assert (tables["still"].loc[1, losses] == tables["still"].loc[0, losses]).all()
+    assert (tables["moved"].loc[0, losses] == tables["plain"].loc[0, losses]).all(), "the base has latents of its own"
+    assert tables["moved"].loc[1, "similarity_heldout"] == tables["plain"].loc[1, "similarity_heldout"], "the decoder is the base's"
+    assert not np.isclose(tables["moved"].loc[1, losses].astype(float), tables["plain"].loc[1, losses].astype(float), rtol=1e-4).any()
 
 
 def test_guidance_of_scale_one_is_the_captioned_prediction_and_zero_the_null_one(tiny_base):

@@ -5,7 +5,8 @@ base, concept, method, defence, seed, step, n_images, then `similarity_heldout` 
 generations to the concept's held-out and training pictures), `loss_heldout` and `loss_train` (mean squared error of epsilon on them, the
 same noise for every model), `kid_heldout` (unbiased KID of generations and held-outs), `caption_accuracy` (share of attributes drawn right under
 full descriptions of held-outs, by a reader of factors; empty without one) and `n_generated`. A recipe is long enough when similarity_heldout
-stops rising, and too long when loss_heldout rises.
+stops rising, and too long when loss_heldout rises. Losses of a model with an autoencoder of its own are on that autoencoder's latents, so they
+compare with each other along one training, and not with those of the base.
 """
 
 import pandas as pd
@@ -54,26 +55,27 @@ class _Concept:
 
     def __init__(self, base, embedder, pictures, row, options, reader=None):
         self.base, self.embedder, self.options, self.name = base, embedder, options, row["concept"]
-        sets = {"heldout": pictures.where(concept=row["concept"], fold="heldout"), "train": pictures.where(image_id=image_ids(row))}
-        for fold, chosen in sets.items():
+        self.sets = {"heldout": pictures.where(concept=row["concept"], fold="heldout"), "train": pictures.where(image_id=image_ids(row))}
+        for fold, chosen in self.sets.items():
             if not len(chosen):
                 raise InputError(f"{pictures.folder} has no {fold} pictures of concept {row['concept']!r}")
-        self.features = {fold: torch.from_numpy(embedder.embed(chosen.pixels())) for fold, chosen in sets.items()}
-        self.noised = {fold: self._noised(chosen) for fold, chosen in sets.items()}
+        self.features = {fold: torch.from_numpy(embedder.embed(chosen.pixels())) for fold, chosen in self.sets.items()}
+        self.noised = self._noised(base)
         self.reader, self.described = reader, []
         if reader and options.obedience:
-            rows = sets["heldout"].table.to_dict("records")[: options.obedience]
+            rows = self.sets["heldout"].table.to_dict("records")[: options.obedience]
             self.described = [{key.removeprefix("factor_"): value for key, value in row.items() if key.startswith("factor_")} for row in rows]
 
-    def _noised(self, chosen):
-        """(x_t, noise, timesteps) of every picture at every noise level."""
-        levels, total = self.options.noise_levels, len(self.base.alphas_cumprod)
-        latents = self.base.encode_images(as_tensor(chosen.pixels())).repeat_interleave(levels, 0)
-        timesteps = torch.tensor([int((level + 0.5) * total / levels) for level in range(levels)]).repeat(len(chosen))
-        keys = [("utility-loss", self.options.seed, name, level) for name in chosen.table.image_id for level in range(levels)]
-        noise = starting_noise(latents.shape[1:], *keys).to(latents.device)
-        timesteps = timesteps.to(latents.device)
-        return add_noise(latents, noise, timesteps, self.base.alphas_cumprod), noise, timesteps
+    def _noised(self, model):
+        """{fold: (x_t, noise, timesteps)} of every picture at every noise level, in the latents of a model (`Base` or `Tuned`)."""
+        levels, total, found = self.options.noise_levels, len(self.base.alphas_cumprod), {}
+        for fold, chosen in self.sets.items():
+            latents = model.encode_images(as_tensor(chosen.pixels())).repeat_interleave(levels, 0)
+            timesteps = torch.tensor([int((level + 0.5) * total / levels) for level in range(levels)]).repeat(len(chosen)).to(latents.device)
+            keys = [("utility-loss", self.options.seed, name, level) for name in chosen.table.image_id for level in range(levels)]
+            noise = starting_noise(latents.shape[1:], *keys).to(latents.device)
+            found[fold] = add_noise(latents, noise, timesteps, self.base.alphas_cumprod), noise, timesteps
+        return found
 
     def measure(self, model, caption):
         """The measured columns of one model (`Base` or `Tuned`)."""
@@ -82,9 +84,10 @@ class _Concept:
         latents = guided_latents(self.base, model.noise_pred, null, context, noise, self.options.steps, self.options.guidance_scale)
         generated = torch.from_numpy(self.embedder.embed(from_tensor(self.base.decode(latents))))
         measured = {"n_generated": len(generated)}
+        noised = self.noised if model is self.base or model.vae is None else self._noised(model)
         for fold, features in self.features.items():
             measured[f"similarity_{fold}"] = float((generated @ features.T).mean())
-            parts = zip(*(tensor.split(64) for tensor in self.noised[fold]), strict=True)
+            parts = zip(*(tensor.split(64) for tensor in noised[fold]), strict=True)
             errors = [(model.noise_pred(x, t, context.expand(len(x), -1, -1)) - noise).square().flatten(1).mean(1) for x, noise, t in parts]
             measured[f"loss_{fold}"] = float(torch.cat(errors).mean())
         measured["kid_heldout"] = kernel_distance(generated, self.features["heldout"]) if len(generated) > 1 else float("nan")

@@ -2,7 +2,7 @@
 
 The score of a photograph is how much better the fine-tuned model denoises it than the base does, same noise and caption: base loss minus tuned loss. A
 person's score is the mean over some of their photographs. Strangers -- people of the same image set that this model was not trained on -- tell what a score
-is worth.
+is worth. Where a model has an autoencoder of its own, it is asked about that autoencoder's latents, and the base about the base's.
 
 `people.csv`, one row per model, kind of caption, person and photograph: `model_id, world, base, concept, method, defence, seed` (of the model), `caption`
 (known: the model's training caption, for everybody's photographs; none: the empty one), `person`, `role` (`member`: a photograph trained on; `other`: another
@@ -57,7 +57,8 @@ class Judges:
                 for role, person, names in people:
                     found = self._load(person, names)
                     before = self._of_base(person, names, text, found)
-                    after = self._losses(found, text, tuned.noise_pred, tuned.encode_text)
+                    own = found if tuned.vae is None else Pictures(found.table, found.pixels, tuned.encode_images, self.options.seed)
+                    after = self._losses(own, text, tuned.noise_pred, tuned.encode_text)
                     columns = {column: row[column] for column in MODEL_COLUMNS} | {"caption": kind, "person": person, "role": role, "image_id": names}
                     calls = 2 * len(self.options.timesteps) * self.options.draws
                     parts.append(pd.DataFrame(columns | {"base_loss": before, "tuned_loss": after, "model_calls": calls}))
