@@ -151,6 +151,19 @@ def test_trajectories_are_compared_at_all_losses_that_both_reach(tmp_path):
     assert abs(one(found, **told | {"method": "lora-minus-end-to-end"}).value) < 0.01 < one(found, method="end-to-end", defence="steps=4").value - ends[1]
 
 
+def test_the_best_of_the_others_is_none_that_was_asked_about_fewer_domains(tmp_path):
+    amounts = {"lora": 0.5, "end-to-end": 2.0, "dreambooth+lora": 0.8}
+    table = scores([(method, "steps", str(step), "0", amount * step / 8, 0.0) for method, amount in amounts.items() for step in (4, 8)], domains=4)
+    table = table[(table.method != "end-to-end") | table.image_concept.isin(["d0", "d1"])]
+    losses = table.assign(score=[0.1 * int(step or 0) - 2 for step in table.step])
+    found = evaluated(table, tmp_path, losses)
+    told = {"defence": "steps=matched", "metric": "amplification over matched losses"}
+    lora = one(found, **told | {"method": "lora-minus-dreambooth+lora"})
+    most = one(found, **told | {"method": "dreambooth+lora-minus-best-other"})
+    assert one(found, **told | {"method": "end-to-end"}).value > one(found, **told | {"method": "dreambooth+lora"}).value
+    assert most.value == pytest.approx(-lora.value, abs=1e-6) and most.value > 0 and most.n == lora.n
+
+
 def _claims(folder, table):
     """What the registered claims about equal loss make of a table of the loss, as if SecMI had given it."""
     table = table.assign(attack=table.attack.str.replace("loss", "secmi-stat"))[list(report_rows.COLUMNS)]

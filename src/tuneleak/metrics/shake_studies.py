@@ -11,7 +11,8 @@ self-made set, down to the lowest that every method reaches (the highest of thei
 
 - amplification at matched loss: at that lowest loss
 - amplification over matched losses: mean over all losses between the base's and that one, which no choice of a learning rate or of a moment decides
-- both also of `a-minus-b`, every two methods, paired by picture; of `dreambooth+lora-minus-best-other`, the other that is highest on these very domains
+- both also of `a-minus-b`, every two methods, paired by picture; of `dreambooth+lora-minus-best-other`, the other that is highest on these very domains (of
+  those on as many), which biases the difference against the first: one below zero refutes nothing (see `tuneleak.metrics.shake_to_leak`)
 - set loss: the loss itself, of each kept model
 """
 
@@ -94,8 +95,8 @@ def matched(key, trajectories, losses, best, made):
         alone = {method: _matched_row(key, metric, method, share | {BASE: share.get(BASE, 0.0) - 1}, cells, made) for method, share in shares.items()}
         alone = {method: row for method, row in alone.items() if row}  # none where the level is that of the base itself
         pairs = {f"{a}-minus-{b}": (a, b) for a, b in itertools.combinations(sorted(methods, reverse=True), 2)}
-        others = [method for method in alone if method != best]
-        if best in alone and others:
+        others = [method for method in alone if method != best and best in alone and alone[method]["n"] == alone[best]["n"]]  # not those on fewer domains
+        if others:
             pairs[f"{best}-minus-best-other"] = best, max(others, key=lambda method: alone[method]["value"])
         compared = [_matched_row(key, metric, name, _less(shares[a], shares[b]), cells, made) for name, (a, b) in pairs.items()]
         rows += [*alone.values(), *filter(None, compared)]
