@@ -69,6 +69,29 @@ def test_the_gate_closes_on_a_correction_that_is_worth_nothing(ours):
         assert float(encoder.gate) == 1.0
 
 
+def test_z_follows_the_ridge_estimate_alone(ours):
+    """By hand; the transformer changes who is named and not what is drawn, and the losses of the two train different parameters."""
+    from tuneleak.attacks.weights.spectral import SHIFT
+
+    encoder, options = ours
+    features, reached = type(encoder).features(pairs_of(), options), {}
+    torch.nn.init.normal_(encoder.shift)
+    for name in ("z", "embedding"):
+        encoder.zero_grad()
+        found = encoder.eval()(features, None)
+        (getattr(found, name) * torch.randn_like(getattr(found, name))).sum().backward()
+        reached[name] = {key for key, value in encoder.named_parameters() if value.grad is not None and value.grad.any()}
+    assert reached["z"] == {"coefficients.weight", "coefficients.bias", "shift", "basis"} and not reached["z"] & reached["embedding"]
+    assert {"token.weight", "u_probes.0", "v_probes.0", "guess.weight", "embedding.weight"} <= reached["embedding"]
+    with torch.no_grad():
+        e = encoder.ridge(features) * 6**0.5
+        c = e @ encoder.coefficients.weight.T + encoder.coefficients.bias
+        assert torch.allclose(found.z, encoder.start + SHIFT * encoder.shift + (c[:, :, None, None] * encoder.basis).sum(1), atol=1e-4)
+        encoder.embedding.weight.normal_()
+        other = encoder(features, None)
+    assert torch.equal(other.z, found.z) and (other.embedding - found.embedding).abs().max() > 0.1
+
+
 def closeness(first, second):
     return max(float((first.z - second.z).abs().max()), float((first.embedding - second.embedding).abs().max()))
 

@@ -14,6 +14,8 @@ read in the pictures); with networks for photographs `clip_i`, `clip_t` and `din
 `reconstructions/` is an ImageSet of the drawn pictures of the settings that are no control.
 
 Pictures are judged by embedder B, which no attack has seen; a named embedding lives in the space of A, and so do then its gallery and references.
+Of a `spectral` encoder pictures and embedding are two estimates: z is a function of its ridge regression's alone (whose embedding `linear` names), while the
+embedding, by which `-selected` picks, has the transformer's correction too. Where the gate of that correction is 0 they are one.
 """
 
 import functools
