@@ -31,7 +31,7 @@ def test_the_weights_study_costs_what_its_arithmetic_says():
     assert row["models"] == 240 and row["training"] == 3 * (loras + (4 + 2) * 400 * 16)
     # spectral and autoencoder 7 settings, final 2, constant 3; guessed, searched, matched, attributes, true prompt; unconditional half a draw;
     # 4 transforms x (3 encoders + true prompt + captions), captions, 2 adaptive; spectral, autoencoder and constant refined by 15 steps of two networks
-    assert row["sampling"] == 24 * 2 * 20 * 2 * (7 + 7 + 2 + 3 + 5 + 0.5 + 4 * 5 + 2 + 3 + 1) + 3 * 24 * (30 * 8 + 3 * 2 * 15 * 2)
+    assert row["sampling"] == 24 * 2 * 20 * 2 * (7 + 7 + 2 + 3 + 5 + 0.5 + 4 * 5 + 2 + 3 + 1) + 3 * 24 * (120 * 2 + 3 * 2 * 15 * 2)
     assert row["training"] + row["sampling"] < 450_000, "the default preset adds at most a quarter of an hour on two cores"
 
 

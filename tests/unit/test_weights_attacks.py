@@ -13,7 +13,7 @@ from tuneleak.attacks.weights.strangers import next_person
 from tuneleak.data.imageset import ImageSet
 from tuneleak.defences import transforms
 from tuneleak.errors import InputError
-from tuneleak.finetune import loop, many
+from tuneleak.finetune import loop, many, objective
 from tuneleak.models import batched_lora, lora_algebra, modelset, pipeline, weightset
 from tuneleak.models.modelset import ModelSet
 from tuneleak.options import CollectOptions, FinetuneOptions, TransformOptions, WeightsRunOptions, WeightsTrainOptions
@@ -514,19 +514,98 @@ def test_a_leaky_encoder_is_trained_by_its_verb_and_nothing_else_leaks(models, t
         train.recipe_of([models / "victims"])
 
 
-def test_update_matching_sends_gradients_to_picture_and_prompt(models, tiny_base):
+@pytest.fixture
+def matching(models, tiny_base):
+    """(base, victims, a function that gives the studio of these victims, with other weights or options if told)."""
     base = pipeline.load_base(tiny_base)
     weights = weightset.load([models / "victims"], base)
-    reached = []
-    for steps in (1, 12):
-        options = WeightsRunOptions(pictures=1, steps=2, matching_steps=steps, matching_batch=4)
-        with batched_lora.BatchedLora(base.unet, weights.layers) as lora:
-            from tuneleak.attacks.weights.draw import Studio
+    with batched_lora.BatchedLora(base.unet, weights.layers) as lora:
+        yield base, weights, lambda pairs=weights.pairs, **options: run.Studio(base, lora, weights.with_pairs(pairs), WeightsRunOptions(pictures=1, **options))
 
-            latents, z, cosine = baselines.match_updates(Studio(base, lora, weights, options), base.encode_text([""])[0])
-        assert latents.abs().max() > 0.01 and (z - base.encode_text([""])).abs().max() > 0.01
+
+def guess_of(base, victims, seed):
+    """A picture and a conditioning for each victim, drawn at random."""
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randn(victims, *base.latent_shape, generator=draw), torch.randn(victims, 16, 32, generator=draw)
+
+
+def one_step(base, weights, layers, pictures, z, noise, timesteps):
+    """B after one step of gradient descent from B = 0, by the chain rule on the dense layer: dL/dB = dL/dW A^T."""
+    pairs, n = {name: (a, []) for name, (a, _) in weights.pairs.items()}, len(noise) // len(z)
+    dense = {name: layers[name].base_layer.weight for name in pairs}
+    for victim in range(len(z)):
+        part = slice(victim * n, (victim + 1) * n)
+        batch = objective.Batch(pictures[[victim] * n], noise[part], timesteps[part], z[[victim] * n], torch.empty(0))
+        for weight in dense.values():
+            weight.requires_grad_(True)
+        loss = objective.denoising_errors(base.output, batch, base.alphas_cumprod).sum()
+        for (name, weight), gradient in zip(dense.items(), torch.autograd.grad(loss, list(dense.values())), strict=True):
+            pairs[name][1].append(-0.01 * gradient @ pairs[name][0][victim].T)
+            weight.requires_grad_(False)
+    return {name: (a, torch.stack(b)) for name, (a, b) in pairs.items()}
+
+
+def test_a_step_that_was_taken_on_the_guess_is_matched_and_any_other_is_not(matching):
+    base, weights, studio_of = matching
+    drawn, (pictures, z), rows = baselines.draws(base, 4, [("a",), ("b",)]), guess_of(base, 2, 0), torch.arange(2)
+    studio = studio_of()
+    studio.lora.use(None)
+    studio = studio_of(one_step(base, weights, studio.lora.layers, pictures, z, *drawn))
+    assert (1 - baselines.cosine(studio, rows, pictures, z, *drawn)).abs().max() < 1e-5
+    for other in ((pictures, z.flip(0)), (pictures.flip(0), z), guess_of(base, 2, 1)):
+        assert (baselines.cosine(studio, rows, *other, *drawn) < 0.95).all()
+    opposite = studio_of({name: (a, -b) for name, (a, b) in studio.weights.pairs.items()})
+    assert (1 + baselines.cosine(opposite, rows, pictures, z, *drawn)).abs().max() < 1e-5
+
+
+def test_the_gradients_of_matching_are_its_differences(matching):
+    """In picture and conditioning, against central differences."""
+    base, _, studio_of = matching
+    studio, rows, drawn = studio_of(), torch.arange(2), baselines.draws(base, 4, [("a",), ("b",)])
+    guess = [part.requires_grad_(True) for part in guess_of(base, 2, 2)]
+    for which in (0, 1):
+        (gradient,) = torch.autograd.grad(baselines.cosine(studio, rows, *guess, *drawn).sum(), guess[which])
+        step, sides = 0.02 * gradient / gradient.norm(), []
+        for sign in (1, -1):
+            moved = [part.detach() + (sign * step if number == which else 0) for number, part in enumerate(guess)]
+            sides.append(float(baselines.cosine(studio, rows, *moved, *drawn).detach().sum()))
+        assert (sides[0] - sides[1]) / 2 / 0.02 == pytest.approx(float(gradient.norm()), rel=0.05)
+
+
+@pytest.mark.parametrize("words", ["drawn", "captions"])
+def test_victims_are_matched_best_by_their_own_picture_and_words(words, matching):
+    """Judged with noise that their training never saw: own picture and z against the other victim's z, also where the z are captions of one pattern."""
+    base, weights, studio_of = matching
+    (pictures, z), rows, margin = guess_of(base, 2, 0), torch.arange(2), 0.02
+    if words == "captions":
+        z, margin = base.encode_text(["picture of person ada", "picture of person bob"]), 0
+    studio = studio_of()
+    studio.lora.use(None)
+    studio = studio_of(one_step(base, weights, studio.lora.layers, pictures, z, *baselines.draws(base, 64, [("a",), ("b",)])))
+    unseen = baselines.draws(base, 64, [("c",), ("d",)])
+    own = baselines.cosine(studio, rows, pictures, z, *unseen)
+    for other in ((pictures, z.flip(0)), (pictures, base.encode_text([""]).expand(2, -1, -1)), (pictures.flip(0), z)):
+        assert (own - margin > baselines.cosine(studio, rows, *other, *unseen)).all()
+
+
+def test_timesteps_of_an_update_cover_the_schedule(tiny_base):
+    base = pipeline.load_base(tiny_base)
+    _, timesteps = baselines.draws(base, 4, [("matching", number) for number in range(50)])
+    parts = timesteps.view(50, 4) * 4 // len(base.alphas_cumprod)
+    assert torch.equal(parts, torch.arange(4).expand(50, -1)) and timesteps.unique().numel() > 100
+
+
+def test_update_matching_gains_and_does_not_see_who_is_attacked_beside(matching):
+    base, weights, studio_of = matching
+    start, reached = base.encode_text([""])[0], []
+    for steps in (1, 12):
+        studio = studio_of(matching_steps=steps, matching_batch=4, batch=8)
+        latents, z, cosine = baselines.match_updates(studio, start)
+        assert latents.abs().max() > 0.01 and (z - start).abs().max() > 0.01 and studio.calls == steps * 2 * 4
         reached.append(cosine)
     assert (reached[1] > reached[0]).all()
+    alone = run.Studio(base, studio.lora, weights.take([1]), studio.options)
+    assert torch.allclose(baselines.match_updates(alone, start)[1], z[1:], atol=1e-3)
 
 
 def test_the_selected_picture_is_the_one_nearest_the_named_identity():
