@@ -186,7 +186,7 @@ def test_adams_divisors_are_told_for_every_layer_that_reads_the_caption(base, mo
     assert len(layers) == 32
     latents = torch.randn(1, *base.latent_shape, generator=torch.Generator().manual_seed(5)).to(base.device)
     context = base.encode_text([CAPTION])
-    found = adam.Divisors(base, list(layers), latents, draws=2).factors(context[0])
+    (found,) = adam.Divisors(base, list(layers), latents, draws=2).factors(context)
     for factors, module in zip(found, layers.values(), strict=True):
         assert factors.shape == (adam.RANK, module.out_features, 77) and torch.isfinite(adam.moments(factors, context)).all()
     assert sum(float(factors.square().sum()) for factors in found) > 0
@@ -200,9 +200,8 @@ def test_open_words_of_a_caption_follow_the_gradient(base, monkeypatch):
     rows = [torch.randn(base.unet.get_submodule(name).out_features, 768, generator=generator).double() for name in names]
     options, encoder = CaptionOptions(draws=2), CausalEncoder(base.text_encoder, base.tokenizer, 77)
     judge = adam.AdamLikelihood(Updates(rows, None, names), base, encoder, options, torch.randn(1, *base.latent_shape, generator=generator))
-    logits, words, likelihood, factors = relax.RelaxedSearch(judge, encoder, options).relax(
-        (None, base.tokenizer.convert_tokens_to_ids("face</w>"), None), (2, 0.3)
-    )
+    template = (None, base.tokenizer.convert_tokens_to_ids("face</w>"), None)
+    ((logits, words, likelihood, factors),) = relax.RelaxedSearch(judge, encoder, options).relax([template], (2, 0.3))
     assert words.shape == (3, 768) and torch.isfinite(words).all() and torch.isfinite(torch.tensor(likelihood)) and len(factors) == 2
     assert bool(logits[[0, 2]].any()) and not bool(logits[1].any())
 
