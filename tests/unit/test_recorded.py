@@ -40,6 +40,20 @@ def test_costs_are_the_largest_presets_and_within_one_the_latest_runs(tmp_path):
     assert recorded.rules(tmp_path, "embedded")["shared"] == {"from": "finextract"} and recorded.costs(tmp_path)["of finextract"] == {"seconds": 1}
 
 
+def test_a_part_recorded_again_tells_its_own_rules_and_hides_no_jobs_that_all_share(tmp_path):
+    reference = tmp_path / "paper/reference"
+    put(reference, "embedded", "finextract", "dp-ldm")
+    files.write_text(tmp_path / "workflow/rules/privacy.smk", "rule private:\n    input: 1\n\n\nrule sample:\n    input: 1\n")
+    ran = {
+        "finextract": ("2026-01-01", {"render": {"jobs": 9}, "private": {"jobs": 2, "seconds": 5}, "sample": {"jobs": 6}, "old": {"jobs": 1}}),
+        "dp-ldm": ("2026-01-02", {"render": {"jobs": 1}, "private": {"jobs": 2, "seconds": 7}, "sample": {"jobs": 4}}),
+    }
+    for system, (finished, rules) in ran.items():
+        files.write_json(reference / "embedded" / system / "run.meta.json", {"finished": finished, "rules": rules})
+    told = {"render": {"jobs": 9}, "private": {"jobs": 2, "seconds": 7}, "sample": {"jobs": 4}, "old": {"jobs": 1}}
+    assert recorded.rules(reference, "embedded") == told
+
+
 def test_costs_are_of_all_recorded_runs(tmp_path):
     put(tmp_path, "embedded", "finextract", "dp-ldm")
     assert recorded.costs(tmp_path) == {"of dp-ldm": {"seconds": 1}, "of finextract": {"seconds": 1}, "shared": {"from": "finextract"}}

@@ -1,6 +1,5 @@
 """The verb `artifact`: the tables of ARTIFACT.md, made from the registered claims, the recorded runs and the estimates of the paper preset."""
 
-import re
 from pathlib import Path
 
 from tuneleak import budget, estimate, files
@@ -14,11 +13,6 @@ TARGETS = {  # the workflow's target of each system
     "finextract": "finextract", "finextract-ablations": "ablations", "finextract-attacker": "attacker", "shake-to-leak": "shake", "lora-weights": "weights",
     "dp-ldm": "dp", "defences": "defences",
 }  # fmt: skip
-FILES = {  # of the workflow's rules: whose they are; all others are shared
-    "extraction": "finextract", "finetune": "finextract", "ablations": "finextract-ablations", "attacker": "finextract-attacker", "shake": "shake-to-leak",
-    "weights": "lora-weights", "privacy": "dp-ldm", "defences": "defences",
-}  # fmt: skip
-SHARED = "shared: pictures, bases, tables, paper"
 NOT_RECORDED = "not recorded yet"
 BLOCKS = ("studies", "claims", "runs", "estimates", "pairs")
 
@@ -83,20 +77,12 @@ def claims_table(root):
     return "\n".join(lines)
 
 
-def system_of_rules(root):
-    """{rule: the system it belongs to, or `SHARED`}, by the file of the workflow that defines it."""
-    found = {}
-    for path in sorted((root / "workflow/rules").glob("*.smk")):
-        found |= dict.fromkeys(re.findall(r"^rule (\w+):", path.read_text(encoding="utf-8"), re.MULTILINE), FILES.get(path.stem, SHARED))
-    return found
-
-
 def recorded_costs(root, preset):
     """{system: (hours of jobs, GB of the largest, number of jobs)} of the recorded runs of a preset."""
-    owner, found = system_of_rules(root), {}
+    owner, found = recorded.owners(root), {}
     for rule, facts in recorded.rules(root / REFERENCE, preset).items():
-        hours, peak, count = found.get(owner.get(rule, SHARED), (0.0, 0.0, 0))
-        found[owner.get(rule, SHARED)] = hours + facts["seconds"] / 3600, max(peak, facts["peak_memory_mb"] / 1000), count + facts["jobs"]
+        hours, peak, count = found.get(owner.get(rule, recorded.SHARED), (0.0, 0.0, 0))
+        found[owner.get(rule, recorded.SHARED)] = hours + facts["seconds"] / 3600, max(peak, facts["peak_memory_mb"] / 1000), count + facts["jobs"]
     return found
 
 
@@ -104,7 +90,7 @@ def runs_table(root):
     """Markdown: what the jobs of each system took in the recorded runs, and those that serve all."""
     lines = ["| preset | system | processor | jobs | hours of jobs | largest job, GB |", "|---|---|---|---|---|---|"]
     for preset in recorded.PRESETS:
-        for system, (hours, peak, count) in sorted(recorded_costs(root, preset).items(), key=lambda item: (item[0] == SHARED, item[0])):
+        for system, (hours, peak, count) in sorted(recorded_costs(root, preset).items(), key=lambda item: (item[0] == recorded.SHARED, item[0])):
             meta = root / REFERENCE / preset / system / record.META
             there = meta if meta.is_file() else next((root / REFERENCE / preset).glob(f"*/{record.META}"))
             machine = files.read_object(there, "machine")["machine"]

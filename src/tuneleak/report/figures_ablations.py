@@ -149,11 +149,11 @@ def defences(table, named, out):
         panels = figure.subplots(1, max(1, len(shown)), squeeze=False)[0]
         if not shown:
             style.note(panels[0], "no defence was run")
-        named = {}
+        places = {}
         for panel, metric in zip(panels, shown, strict=False):
             use = plain[plain.metric == metric]
             both = scores.merge(use[["method", "defence", "value", "ci_low", "ci_high"]], on=["method", "defence"], suffixes=("", "_use"))
-            named[panel] = list(zip(both.value_use, both.value, both.defence, strict=True))
+            places[panel] = list(zip(both.value_use, both.value, both.defence, strict=True))
             for number, (method, part) in enumerate(both.groupby("method", sort=True)):
                 errors = [np.maximum([part[f"value{s}"] - part[f"ci_low{s}"], part[f"ci_high{s}"] - part[f"value{s}"]], 0) for s in ("_use", "")]
                 look = {"fmt": _MARKERS[number], "markersize": 3.5, "elinewidth": 0.5, "label": names.method_name(method)}
@@ -162,5 +162,5 @@ def defences(table, named, out):
             panel.set_ylabel("AS of the attack")
         if shown:
             figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-            labels.label(figure, named)
+            labels.label(figure, places)
         style.save(figure, out, "defences")

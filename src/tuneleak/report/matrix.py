@@ -136,8 +136,8 @@ def cell(table, method, defence, column):
 
 def scope(table):
     """What the intervals of leaked bits do not speak of; "" if they are over enough people."""
-    few = table[(table.metric == BITS) & (table.interval != "")]
-    return "" if few.empty else f"With fewer than {MINIMUM_UNITS} people, intervals are over their pictures and say nothing of other people"
+    few = table[(table.metric == BITS) & (table.interval == "images")]
+    return "" if few.empty else f"With fewer than {MINIMUM_UNITS} people, intervals of leaked bits are over their pictures and say nothing of other people."
 
 
 def tex_table(table):

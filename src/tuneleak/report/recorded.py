@@ -1,5 +1,6 @@
 """Which recorded run stands beside a new one: of every system the largest that is recorded under paper/reference."""
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -7,6 +8,11 @@ import pandas as pd
 from tuneleak import files
 from tuneleak.report import record
 
+FILES = {  # of the workflow's rules: whose they are; all others are shared
+    "extraction": "finextract", "finetune": "finextract", "ablations": "finextract-ablations", "attacker": "finextract-attacker", "shake": "shake-to-leak",
+    "weights": "lora-weights", "privacy": "dp-ldm", "defences": "defences",
+}  # fmt: skip
+SHARED = "shared: pictures, bases, tables, paper"
 PRESETS = ("full", "embedded")  # the first that holds a system is its recorded run
 
 
@@ -49,12 +55,25 @@ def described(reference):
     return "; ".join(f"{preset} ({', '.join(by_preset[preset])})" for preset in PRESETS if preset in by_preset)
 
 
-def rules(reference, preset):
-    """`record.seconds_per_rule` of the recorded runs of one preset together: where a part was recorded again, of the run that finished last."""
-    runs = [files.read_json(path) for path in sorted((Path(reference) / preset).glob(f"*/{record.META}"))]
+def owners(root):
+    """{rule: the system it belongs to, or `SHARED`}, by the file of the workflow that defines it; root: the project's folder."""
     found = {}
-    for facts in sorted(runs, key=lambda facts: facts.get("finished", "")):
-        found |= facts.get("rules") or {}
+    for path in sorted((Path(root) / "workflow/rules").glob("*.smk")):
+        found |= dict.fromkeys(re.findall(r"^rule (\w+):", path.read_text(encoding="utf-8"), re.MULTILINE), FILES.get(path.stem, SHARED))
+    return found
+
+
+def rules(reference, preset):
+    """`record.seconds_per_rule` of the recorded runs of one preset together. A system's rules are told by its own record, what all share by the run that ran
+    most jobs of it, of equals the latest: a run that recorded one part again had few of them. reference: paper/reference in the project's folder."""
+    owner, runs, found = owners(Path(reference).parent.parent), {}, {}
+    for path in (Path(reference) / preset).glob(f"*/{record.META}"):
+        runs[path.parent.name] = files.read_json(path)
+    for system, facts in sorted(runs.items(), key=lambda item: (item[1].get("finished", ""), item[0])):
+        for rule, cost in (facts.get("rules") or {}).items():
+            own = owner.get(rule)
+            if system == own if own in runs else cost.get("jobs", 0) >= found.get(rule, cost).get("jobs", 0):
+                found[rule] = cost
     return found
 
 

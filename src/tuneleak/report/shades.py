@@ -9,7 +9,6 @@ import math
 
 KNEE, MOST = 0.1, 8.0  # bits; leaks of more than the latter have the last colour
 ANCHORS = ("#542788", "#998EC3", "#F7F7F7", "#F1A340", "#B35806")  # from -MOST over 0 to MOST, at equal distances
-UNKNOWN = "#FFFFFF"  # of a cell without bits
 PALE = 0.25  # share of its colour that an unclear cell keeps; the rest is white
 INK, FAINT = "#000000", "#555555"  # of the numbers: clear ones, and others
 

@@ -60,9 +60,9 @@ class Notes:
         return rf"{shown}\textsuperscript{{{letter}}}"
 
     def below(self, remark=""):
-        """What stands under the tabular: letters and reasons, then a remark (plain text); empty if there is neither."""
+        """What stands under the tabular: letters and reasons, then a remark (plain sentences); empty if there is neither."""
         told = "; ".join(rf"\textsuperscript{{{letter}}}\,{escape(reason)}" for reason, letter in self.letters.items())
-        text = " ".join(f"{part}." for part in (told, escape(remark)) if part)
+        text = " ".join(part for part in (told and f"{told}.", escape(remark)) if part)
         return f"\n\\par\\smallskip\n\\parbox{{\\textwidth}}{{\\scriptsize {text}}}\n" if text else ""
 
 

@@ -11,7 +11,7 @@ picture of the person under it .31, the training picture under another person's 
 victim's caption .12, both another's .05; the truth beats each kind of wrong guess in all of 24 pairs. So the objective tells victims apart, by the picture
 more than by z. Many steps of few timesteps, spread over the schedule, make more of as many calls than few steps of many. At 240 calls of twelve victims two
 timesteps a step reach .32 on draws that the search never saw, eight .26 (test people: tuned where it is judged, a baseline can only gain). A rate that falls
-to zero leaves less, .29 and .19 (of eight of the attacker's own people, with two timesteps, .27 for .32).
+to zero leaves less, .29 (of eight of the attacker's own people, with two timesteps, .27 for .32).
 """
 
 import torch
