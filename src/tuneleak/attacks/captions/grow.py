@@ -18,7 +18,7 @@ CHECKED = 6  # changed captions per round that get divisors of their own
 
 def gradients(options, words):
     """Gradients of single samples that reading a caption of so many words asks for with `CaptionOptions`: at most, if none longer looks likelier on the way
-    (of `options.longest` words: at most in any case)."""
+    (of `options.longest` words: in any case) and no caption that comes back has been forgotten (see `AdamLikelihood`)."""
     return options.draws * (growing(options, words) + LAST * (2 + CHECKED)) + PILOTS * INTERVALS
 
 
