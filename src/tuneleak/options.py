@@ -350,6 +350,7 @@ class WeightsRunOptions(Options):
     refine_prior: float = Field(1.0, ge=0, description="weight that keeps z where it was, against the log of the difference")
     matching_steps: Count = Field(160, description="steps of update matching (0: not run)")
     matching_batch: Positive = Field(2, description="timesteps in one simulated update")
+    matching_models: Positive = Field(32, description="victims matched at once, each with as many samples as timesteps; second derivatives take much memory")
     matching_lr: Rate = Field(0.05, description="learning rate of update matching")
     seed: int = Field(0, description="seed of starting noise, shuffles and matching")
 

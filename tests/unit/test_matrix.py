@@ -447,6 +447,17 @@ def test_few_people_give_no_interval_of_bits_about_them(tmp_path):
     assert "With fewer than" not in text  # speaks of intervals of leaked bits over pictures, and here there are none
 
 
+def test_intervals_of_bits_over_pictures_say_that_they_speak_of_no_other_people(measured):
+    table = matrix.read(measured)
+    assert matrix.scope(table) == ""
+    table.loc[table.metric == "AUC", "interval"] = "images"
+    assert matrix.scope(table) == "", "it is about leaked bits"
+    table.loc[table.metric == "leaked bits", "interval"] = "images"
+    assert matrix.scope(table).startswith("With fewer than 8 people, intervals of leaked bits are over their pictures") and matrix.scope(table) in matrix.html(
+        table
+    )
+
+
 def test_an_interval_without_width_over_few_is_none(measured, tmp_path):
     """Where every picture of few people is told right, the bootstrap has nothing to vary; what is computed keeps its ends, and so do rows over eight people."""
     table = pd.DataFrame(

@@ -23,11 +23,23 @@ from tuneleak.attacks.extraction.generate import generate, starting_noise
 from tuneleak.attacks.extraction.pair import ModelPair
 from tuneleak.attacks.membership import secmi_stat
 from tuneleak.attacks.membership.query import Pictures, Query
-from tuneleak.attacks.weights import autoencoder, spectral
+from tuneleak.attacks.weights import autoencoder, baselines, spectral
+from tuneleak.attacks.weights.draw import Studio
 from tuneleak.finetune import loop, methods, objective, private, private_data
 from tuneleak.models import schedule, tokenizer
 from tuneleak.models.base import Base
-from tuneleak.options import CaptionOptions, ExtractionOptions, FinetuneOptions, Guidance, MembershipOptions, PrivateFinetuneOptions, WeightsTrainOptions
+from tuneleak.models.batched_lora import BatchedLora
+from tuneleak.models.weightset import WeightSet
+from tuneleak.options import (
+    CaptionOptions,
+    ExtractionOptions,
+    FinetuneOptions,
+    Guidance,
+    MembershipOptions,
+    PrivateFinetuneOptions,
+    WeightsRunOptions,
+    WeightsTrainOptions,
+)
 from tuneleak.privacy import gradients
 
 CAPTION = "the face of ada"
@@ -177,6 +189,23 @@ def test_weights_become_tokens_of_a_caption(base):
     found = theirs.eval()(autoencoder.Encoder.features(pairs, options), torch.tensor([10, 20]))
     base.text_encoder.to(base.device)
     assert found.z.shape == (2, 77, 768) and torch.isfinite(found.z).all() and not torch.equal(*found.z)
+
+
+def test_update_matching_reaches_picture_and_caption(base):
+    """Second derivatives through all of the UNet, of one victim's LoRA on to_q and to_v."""
+    generator = torch.Generator().manual_seed(7)
+    layers = {name: module for name, module in base.unet.named_modules() if name.endswith((".to_q", ".to_v"))}
+    pairs = {name: (torch.randn(1, 4, module.in_features, generator=generator), torch.randn(1, module.out_features, 4, generator=generator))
+             for name, module in layers.items()}  # fmt: skip
+    weights = WeightSet(pd.DataFrame({"concept": ["ada"]}), pairs)
+    picture, z = (part.to(base.device).requires_grad_() for part in (torch.randn(1, *base.latent_shape, generator=generator), base.encode_text([CAPTION])))
+    with BatchedLora(base.unet, list(pairs)) as lora:
+        studio = Studio(base, lora, weights, WeightsRunOptions(pictures=1))
+        found = baselines.cosine(studio, torch.arange(1), picture, z, *baselines.draws(base, 1, [("matching", "ada")]))
+        gradients_ = torch.autograd.grad(found.sum(), [picture, z])
+        lora.use(None)
+    assert abs(float(found.detach())) < 1 and studio.calls == 1
+    assert all(torch.isfinite(part).all() and part.any() for part in gradients_)
 
 
 def test_adams_divisors_are_told_for_every_layer_that_reads_the_caption(base, monkeypatch):

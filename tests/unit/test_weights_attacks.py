@@ -349,7 +349,7 @@ def test_the_initial_weights_an_oracle_knows_are_those_that_were_drawn(models, t
 def test_every_setting_is_scored_and_a_killed_run_goes_on(models, tiny_base, tiny_images, tmp_path, monkeypatch):
     for attack in ("spectral", "constant"):
         fit(models, tiny_base, tiny_images, tmp_path / attack, attack=attack)
-    options = WeightsRunOptions(pictures=2, steps=2, refine_steps=2, matching_steps=2, matching_batch=2, batch=8)
+    options = WeightsRunOptions(pictures=2, steps=2, refine_steps=2, matching_steps=2, matching_batch=2, matching_models=1, batch=8)
 
     def attack(out):
         run.run(models / "victims", tiny_images, tiny_images, tiny_base, [tmp_path / "spectral", tmp_path / "constant"], "a", "b", "c", out, options,
@@ -599,7 +599,7 @@ def test_update_matching_gains_and_does_not_see_who_is_attacked_beside(matching)
     base, weights, studio_of = matching
     start, reached = base.encode_text([""])[0], []
     for steps in (1, 12):
-        studio = studio_of(matching_steps=steps, matching_batch=4, batch=8)
+        studio = studio_of(matching_steps=steps, matching_batch=4, matching_models=2)
         latents, z, cosine = baselines.match_updates(studio, start)
         assert latents.abs().max() > 0.01 and (z - start).abs().max() > 0.01 and studio.calls == steps * 2 * 4
         reached.append(cosine)

@@ -8,7 +8,7 @@ import pandas as pd
 from tuneleak import files
 from tuneleak.report import record
 
-FILES = {  # of the workflow's rules: whose they are; all others are shared
+SYSTEMS = {  # whose the rules of a file of the workflow are; those of all others are shared
     "extraction": "finextract", "finetune": "finextract", "ablations": "finextract-ablations", "attacker": "finextract-attacker", "shake": "shake-to-leak",
     "weights": "lora-weights", "privacy": "dp-ldm", "defences": "defences",
 }  # fmt: skip
@@ -59,7 +59,7 @@ def owners(root):
     """{rule: the system it belongs to, or `SHARED`}, by the file of the workflow that defines it; root: the project's folder."""
     found = {}
     for path in sorted((Path(root) / "workflow/rules").glob("*.smk")):
-        found |= dict.fromkeys(re.findall(r"^rule (\w+):", path.read_text(encoding="utf-8"), re.MULTILINE), FILES.get(path.stem, SHARED))
+        found |= dict.fromkeys(re.findall(r"^rule (\w+):", path.read_text(encoding="utf-8"), re.MULTILINE), SYSTEMS.get(path.stem, SHARED))
     return found
 
 
@@ -71,8 +71,8 @@ def rules(reference, preset):
         runs[path.parent.name] = files.read_json(path)
     for system, facts in sorted(runs.items(), key=lambda item: (item[1].get("finished", ""), item[0])):
         for rule, cost in (facts.get("rules") or {}).items():
-            own = owner.get(rule)
-            if system == own if own in runs else cost.get("jobs", 0) >= found.get(rule, cost).get("jobs", 0):
+            own, fuller = owner.get(rule), cost.get("jobs", 0) >= found.get(rule, cost).get("jobs", 0)
+            if (system == own) if own in runs else fuller:
                 found[rule] = cost
     return found
 

@@ -9,9 +9,9 @@ One step stands for all of a fine-tune on several pictures, whose AdamW bends di
 LoRAs of the default recipe (A moved by .17 of its norm, 48 draws each) the truth, a training picture under the training caption, reaches .34, an unseen
 picture of the person under it .31, the training picture under another person's caption .19 (under the empty one .14), another's picture under the
 victim's caption .12, both another's .05; the truth beats each kind of wrong guess in all of 24 pairs. So the objective tells victims apart, by the picture
-more than by z. Many steps of few timesteps, spread over the schedule, make more of as many calls than few steps of many. At 240 calls of twelve victims two
-timesteps a step reach .32 on draws that the search never saw, eight .26 (test people: tuned where it is judged, a baseline can only gain). A rate that falls
-to zero leaves less, .29 (of eight of the attacker's own people, with two timesteps, .27 for .32).
+more than by z. Many steps of few timesteps, spread over the schedule, make more of as many calls than few steps of many: at 240 calls of twelve of the
+attacker's own people two timesteps a step reach .31 on draws that the search never saw, four .32, eight .27. A rate that falls to zero leaves less (of eight of
+them, with two timesteps, .27 for .32).
 """
 
 import torch
@@ -50,7 +50,7 @@ def searched_prompts(studio, prompts):
 def match_updates(studio, start):
     """(latents `(V, C, h, w)`, conditioning `(V, L, d)`, final cosine `(V,)`) whose simulated update points where each victim's does. start: z at first."""
     options, weights = studio.options, studio.weights
-    at_once = max(1, options.batch // options.matching_batch)
+    at_once = options.matching_models
     results = []
     for first in range(0, len(weights), at_once):
         results.append(_match(studio, torch.arange(first, min(first + at_once, len(weights))), start.to(studio.base.device)))
@@ -78,12 +78,12 @@ def draws(base, n, keys):
 
     keys: one per victim, so that its numbers do not depend on who is attacked beside it.
     """
-    noise, shares, last = [], [], len(base.alphas_cumprod) - 1
+    noise, shares, count = [], [], len(base.alphas_cumprod)
     for key in keys:
         generator = runtime.generator(*key)
         noise.append(torch.randn(n, *base.latent_shape, generator=generator))
         shares.append((torch.arange(n) + torch.rand(n, generator=generator)) / n)
-    timesteps = (torch.cat(shares) * (last + 1)).long().clamp(max=last)
+    timesteps = (torch.cat(shares) * count).long().clamp(max=count - 1)
     return torch.cat(noise).to(base.device), timesteps.to(base.device)
 
 
