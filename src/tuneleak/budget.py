@@ -1,11 +1,9 @@
 """The verb `budget`: what a preset will compute, in UNet calls on one sample, before anything runs."""
 
 import importlib
-from pathlib import Path
 
 from tuneleak import config
 from tuneleak.attacks.captions import adam, grow, relax
-from tuneleak.errors import InputError
 from tuneleak.finetune import methods
 from tuneleak.options import AggregateOptions, PrivateFinetuneOptions
 
@@ -15,45 +13,13 @@ TRAINING_CALLS = 3  # a training step costs about three forward calls per sample
 
 def budget(configuration="config.yaml", overlay=None):
     """Print, per world and method, the models to fine-tune, their training calls and the sampling calls of every attack, and the totals."""
-    study = load(configuration, overlay)
+    study = config.read(configuration, overlay)
     total = 0
     print(f"preset {study.preset}: UNet calls on one sample (a training step counts as {TRAINING_CALLS} calls per sample)")
     for row in [*rows(study), *ablation_rows(study), *attacker_rows(study), *shake_rows(study), *weights_rows(study), *matrix_rows(study)]:
         total += row["training"] + row["sampling"]
         print(f"  {row['world']:12s} {row['method']:28s} {row['models']:4d} models  training {row['training']:12,d}  sampling {row['sampling']:12,d}")
     print(f"  total {total:,d}")
-
-
-def load(configuration, overlay=None):
-    """The validated configuration of config.yaml with a preset's overlay (or a list of them) merged as Snakemake merges them (dicts deeply, lists replaced)."""
-    overlays = overlay if isinstance(overlay, list) else [overlay]
-    read = [_read(path) for path in [*filter(None, overlays), configuration]]  # a fault of an overlay is told first
-    merged = read.pop()
-    for values in read:
-        _merge(merged, values)
-    return config.load(merged)
-
-
-def _read(path):
-    import yaml
-
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such file; check the path")
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # of YAML, of UTF-8 or of a date that does not exist, of endless nesting
-        raise InputError(f"{path} is not valid YAML ({error}); mend it there") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path} must hold keys and values (as config.yaml does), not {type(values).__name__}")
-    return values
-
-
-def _merge(into, values):
-    for key, value in values.items():
-        if isinstance(value, dict) and isinstance(into.get(key), dict):
-            _merge(into[key], value)
-        else:
-            into[key] = value
 
 
 def rows(study):

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, ValidationError, model_validator
@@ -331,6 +332,38 @@ def load(values):
     except ValidationError as error:
         lines = [f"  {'.'.join(map(str, item['loc'])) or 'config'}: {item['msg']}" for item in error.errors()]
         raise InputError("the configuration is not valid; mend these keys:\n" + "\n".join(lines)) from None
+
+
+def read(configuration, overlay=None):
+    """The validated configuration of config.yaml with a preset's overlay (or a list of them) merged as Snakemake merges them (dicts deeply, lists replaced)."""
+    overlays = overlay if isinstance(overlay, list) else [overlay]
+    read = [_read(path) for path in [*filter(None, overlays), configuration]]  # a fault of an overlay is told first
+    merged = read.pop()
+    for values in read:
+        _merge(merged, values)
+    return load(merged)
+
+
+def _read(path):
+    import yaml  # here, as the workflow reads its configuration itself
+
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file; check the path")
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # of YAML, of UTF-8 or of a date that does not exist, of endless nesting
+        raise InputError(f"{path} is not valid YAML ({error}); mend it there") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path} must hold keys and values (as config.yaml does), not {type(values).__name__}")
+    return values
+
+
+def _merge(into, values):
+    for key, value in values.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value
 
 
 def one(items, **values):

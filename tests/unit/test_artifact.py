@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tuneleak import budget, estimate, files
+from tuneleak import budget, config, estimate, files
 from tuneleak.errors import InputError
 from tuneleak.options import FinetuneOptions
 from tuneleak.report import artifact, record
@@ -75,7 +75,7 @@ def test_models_are_as_large_as_what_they_train():
 
 
 def test_hours_follow_from_calls_and_the_rate():
-    study = budget.load(ROOT / "config.yaml")
+    study = config.read(ROOT / "config.yaml")
     network = estimate.Network(flops=3600 * 10**12, weights=10**9, per_rank={})
     costs = estimate.costs(study, network, teraflops=1.0)
     rows = list(budget.shake_rows(study))
@@ -114,7 +114,7 @@ def test_the_readme_states_the_totals_of_the_pairs():
 
 def test_jobs_of_the_paper_preset_end_within_their_limits():
     """Three attempts, of one, two and three times the limit, between which checkpoints, slices and seeds survive: a job within their sum, a seed within one."""
-    study = budget.load(ROOT / "config.yaml", ROOT / "workflow/presets/paper.yaml")
+    study = config.read(ROOT / "config.yaml", ROOT / "workflow/presets/paper.yaml")
     seconds, limit = 0.803 / estimate.FLOAT32, 240 * study.limits.time / 60  # of a call in float32; hours of rules that ask for 240 minutes
     private, drawn = next(item.options for item in study.dp_ldm.recipes if item.name == "all"), study.dp_ldm.sample
     (released,) = (item.options for item in study.dp_ldm.aggregates)

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from tuneleak import budget, estimate
+from tuneleak import budget, config, estimate
 from tuneleak.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_default_preset_costs_what_its_arithmetic_says():
-    study = budget.load(ROOT / "config.yaml")
+    study = config.read(ROOT / "config.yaml")
     rows = {(row["world"], row["method"]): row for row in budget.rows(study)}
     lora = next(recipe.options for recipe in study.finetune if (recipe.world, recipe.options.method) == ("identities", "lora"))
     # 4 test concepts x 6 pictures x 6 generations x 20 steps x (direct 1, cfg 2, finextract 2, unconditional 2, base 2) calls,
@@ -24,7 +24,7 @@ def test_the_default_preset_costs_what_its_arithmetic_says():
 
 
 def test_the_weights_study_costs_what_its_arithmetic_says():
-    study = budget.load(ROOT / "config.yaml")
+    study = config.read(ROOT / "config.yaml")
     (row,) = budget.weights_rows(study)
     # 96 + 24 + 24 LoRAs and 48 + 48 of the sizes, 78 steps of 4, but the second half of the sizes 13 steps for each of 3.5 pictures
     loras = (96 + 48 + 48) * 78 * 4 + 48 * 13 * 3.5 * 4
@@ -36,12 +36,12 @@ def test_the_weights_study_costs_what_its_arithmetic_says():
 
 
 def test_shake_to_leak_costs_what_its_arithmetic_says():
-    study = budget.load(ROOT / "config.yaml")
+    study = config.read(ROOT / "config.yaml")
     rows = {row["method"]: row for row in budget.shake_rows(study)}
     # 4 domains x 100 photographs x (loss 2 x 2, SecMI 10 + 2, PIA 2, SimA 1) calls; 4 domains x 24 pictures x 6 steps x batch 4, three calls each
     assert rows["H1, lora"] == {"world": "named", "models": 4, "method": "H1, lora", "training": 3 * 4 * 24 * 6 * 4, "sampling": 4 * 100 * 19}
     assert rows["H1, draw self"]["sampling"] == 4 * 24 * 20 * 2 and rows["H1, dreambooth+lora (lr0)"]["training"] == 3 * 4 * 24 * 4
-    full = {row["method"]: row for row in budget.shake_rows(budget.load(ROOT / "config.yaml", ROOT / "workflow/presets/full.yaml"))}
+    full = {row["method"]: row for row in budget.shake_rows(config.read(ROOT / "config.yaml", ROOT / "workflow/presets/full.yaml"))}
     # 20 domains x 100 photographs x (SecMI 12, PIAN 2, PFAMI 10 x 11, CLiD 15) calls, base and one tuned model
     assert full["H1, further attacks"]["sampling"] == 2 * 20 * 100 * 139 and "H1-twin, further attacks" not in full
     total = sum(row["training"] + row["sampling"] for row in rows.values())
@@ -49,7 +49,7 @@ def test_shake_to_leak_costs_what_its_arithmetic_says():
 
 
 def test_what_the_attacker_knows_costs_what_its_arithmetic_says():
-    study = budget.load(ROOT / "config.yaml")
+    study = config.read(ROOT / "config.yaml")
     rows = {row["method"]: row for row in budget.attacker_rows(study)}
     # 4 concepts x 2 lengths x 6 pictures x 20 steps x batch 4, three calls each
     assert rows["lora, drawn captions"]["training"] == 3 * 4 * 2 * 6 * 20 * 4
@@ -76,7 +76,7 @@ CALLS_PER_HOUR = 1.9e6
 
 def hours(preset):
     """{system: hours on two cores by counted calls} of a preset (None: the default)."""
-    study = budget.load(ROOT / "config.yaml", preset and ROOT / f"workflow/presets/{preset}.yaml")
+    study = config.read(ROOT / "config.yaml", preset and ROOT / f"workflow/presets/{preset}.yaml")
     private = list(budget.private_rows(study.dp_ldm))
     main = [row for row in budget.rows(study) if row not in private]
     systems = {
@@ -110,7 +110,7 @@ def test_every_preset_has_a_budget(preset, capsys):
 
 
 def test_one_concept_of_everything_fits_an_afternoon_on_one_gpu():
-    study = budget.load(ROOT / "config.yaml", [ROOT / "workflow/presets/paper.yaml", ROOT / "workflow/overlays/paper-one.yaml"])
+    study = config.read(ROOT / "config.yaml", [ROOT / "workflow/presets/paper.yaml", ROOT / "workflow/overlays/paper-one.yaml"])
     costs = estimate.costs(study, estimate.count())
     assert set(costs) >= {"finextract", "shake-to-leak", "lora-weights", "dp-ldm"} and 0 < sum(cost.hours for cost in costs.values()) < 4
     assert max(cost.state_gb for cost in costs.values()) < 24
@@ -118,7 +118,7 @@ def test_one_concept_of_everything_fits_an_afternoon_on_one_gpu():
 
 @pytest.mark.parametrize("preset", ["full", "paper"])
 def test_an_encoder_s_training_set_fits_the_memory_it_asks_for(preset):
-    study = budget.load(ROOT / "config.yaml", ROOT / f"workflow/presets/{preset}.yaml").lora_weights
+    study = config.read(ROOT / "config.yaml", ROOT / f"workflow/presets/{preset}.yaml").lora_weights
     if preset == "paper":
         network = estimate.count()
         assert estimate.trained_weights(study.recipe, network) == 16 * 99_648  # the published count per rank, of queries and values
@@ -132,11 +132,11 @@ def test_an_encoder_s_training_set_fits_the_memory_it_asks_for(preset):
 
 def test_a_missing_file_is_named():
     with pytest.raises(InputError, match=r"nowhere\.yaml"):
-        budget.load("nowhere.yaml")
+        config.read("nowhere.yaml")
 
 
 def test_the_ablations_cost_what_their_arithmetic_says():
-    study = budget.load(ROOT / "config.yaml")
+    study = config.read(ROOT / "config.yaml")
     (row,) = budget.ablation_rows(study)
     # reference, two with two pictures (120 and 40 steps each), cutout and randaugment; reference again on tune concepts
     training = 2 * (6 * 40 + 2 * 120 + 2 * 40 + 6 * 40 + 6 * 40) + 2 * 6 * 40
@@ -147,5 +147,5 @@ def test_the_ablations_cost_what_their_arithmetic_says():
     use = 2 * sum(40 * (4 + 4) + 10 * (40 + n) for n in (6, 2, 2, 6, 6))
     assert row["sampling"] == sampling + use
     assert row["training"] + row["sampling"] < 75_000, "the default preset adds at most three minutes on two cores"
-    full = list(budget.ablation_rows(budget.load(ROOT / "config.yaml", ROOT / "workflow/presets/full.yaml")))
+    full = list(budget.ablation_rows(config.read(ROOT / "config.yaml", ROOT / "workflow/presets/full.yaml")))
     assert sum(row["training"] + row["sampling"] for row in full) < 2_600_000, "an hour and a half on two cores"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tuneleak import budget, config
+from tuneleak import config
 from tuneleak.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,7 +63,7 @@ def test_a_method_runs_at_its_own_budgets():
 def test_public_classes_are_those_that_the_population_draws():
     from tuneleak.data import avatars, population, vocabulary
 
-    full = budget.load(ROOT / "config.yaml", ROOT / "workflow/presets/full.yaml").dp_ldm
+    full = config.read(ROOT / "config.yaml", ROOT / "workflow/presets/full.yaml").dp_ldm
     artists = [caption.removeprefix("art style of ") for caption in next(world for world in full.worlds if world.name == "few").prompts.values()]
     every = vocabulary.artist_names(len(population.PUBLIC_STYLES) + len(population.PRIVATE_STYLES))
     assert artists == every[len(population.PUBLIC_STYLES) :]
@@ -82,7 +82,7 @@ def test_a_recipe_decides_whether_late_blocks_suffice():
     from tuneleak.privacy import trainable
     from tuneleak.report import registry
 
-    full = budget.load(ROOT / "config.yaml", ROOT / "workflow/presets/full.yaml").dp_ldm
+    full = config.read(ROOT / "config.yaml", ROOT / "workflow/presets/full.yaml").dp_ldm
     (claim,) = [item for item in registry.load(ROOT / "paper/reference/claims.yaml", "full").claims if item.family.id == "dp-late-suffices"]
     reference, _, late = claim.select["method"].partition("-minus-")
     cells = {
@@ -90,7 +90,7 @@ def test_a_recipe_decides_whether_late_blocks_suffice():
     }
     assert (claim.select["world"], reference, claim.select["defence"]) in cells
     world, recipe = cells[claim.select["world"], late, claim.select["defence"]]
-    config = UNet2DConditionModel.load_config(ROOT / "resources/bases" / world.base)
-    names = trainable.select(UNet2DConditionModel.from_config(config), "attention", recipe.options.blocks).names
-    every = trainable.select(UNet2DConditionModel.from_config(config), "attention").names
+    architecture = UNet2DConditionModel.load_config(ROOT / "resources/bases" / world.base)
+    names = trainable.select(UNet2DConditionModel.from_config(architecture), "attention", recipe.options.blocks).names
+    every = trainable.select(UNet2DConditionModel.from_config(architecture), "attention").names
     assert set(names) == {name for name in every if name.startswith("up_blocks.")}

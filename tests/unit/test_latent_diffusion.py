@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from tuneleak import budget
+from tuneleak import config
 from tuneleak.attacks.membership import run
 from tuneleak.data import imageset
 from tuneleak.data.drawing import Drawing
@@ -88,7 +88,7 @@ def bases(images, first_stages, tmp_path_factory):
 
 
 def published_models():
-    study = budget.load(ROOT / "config.yaml", [ROOT / "workflow/presets/paper.yaml", ROOT / "workflow/overlays/dp-pairs.yaml"])
+    study = config.read(ROOT / "config.yaml", [ROOT / "workflow/presets/paper.yaml", ROOT / "workflow/overlays/dp-pairs.yaml"])
     return {base.name: base for base in study.bases if base.kind == "trained"}, study
 
 

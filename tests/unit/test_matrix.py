@@ -223,7 +223,7 @@ def test_rates_need_enough_non_members():
     assert [row["metric"] for row in cell_rows.low_rates(key, maker, cells(100), defended_scores.RATES)] == ["TPR@1%FPR"]
     found = {row["metric"]: row["value"] for row in cell_rows.low_rates(key, maker, cells(400), defended_scores.RATES)}
     assert set(found) == {"TPR@1%FPR", "TPR@0.1%FPR"}
-    full = budget.load(ROOT / "config.yaml", ROOT / "workflow/presets/full.yaml")  # of which the paper says that it has too few
+    full = config.read(ROOT / "config.yaml", ROOT / "workflow/presets/full.yaml")  # of which the paper says that it has too few
     pictures, recipe = full.population.private_pool + full.population.private_heldout, full.defences.recipes[0]
     assert max((pictures - recipe.images_per_concept), full.population.private_pool) * full.defences.concepts < defended_scores.RATES[0][1]
     assert found["TPR@1%FPR"] == pytest.approx(stats.norm.sf(stats.norm.isf(0.01) - 3), abs=0.12) and found["TPR@0.1%FPR"] < found["TPR@1%FPR"]
@@ -544,11 +544,11 @@ def test_members_of_imported_pictures_are_drawn_by_the_coin():
         with pytest.raises(InputError, match="must be images_per_concept of every recipe"):
             config.load(values | {"images": [item | ({"options": pool} if item["name"] == source["name"] else {}) for item in values["images"]]})
     for overlays in ((), ("overlays/paper-one.yaml",), ("overlays/dp-pairs.yaml",)):
-        budget.load(ROOT / "config.yaml", [ROOT / "workflow" / name for name in ("presets/paper.yaml", *overlays)])
+        config.read(ROOT / "config.yaml", [ROOT / "workflow" / name for name in ("presets/paper.yaml", *overlays)])
 
 
 def test_every_cell_is_run_or_says_why():
-    full = budget.load(ROOT / "config.yaml", ROOT / "workflow/presets/full.yaml").defences
+    full = config.read(ROOT / "config.yaml", ROOT / "workflow/presets/full.yaml").defences
     for recipe in full.recipes:
         for item in full.defences:
             for attack in GROUPS:
@@ -560,7 +560,7 @@ def test_every_cell_is_run_or_says_why():
 
 def test_the_guidance_was_chosen_for_the_recipe_that_the_paper_says():
     """Of DreamBooth in the full preset the same recipe but for its seeds; of LoRAs another."""
-    full = budget.load(ROOT / "config.yaml", ROOT / "workflow/presets/full.yaml")
+    full = config.read(ROOT / "config.yaml", ROOT / "workflow/presets/full.yaml")
     tuned = {item.options.method: item.options for item in full.finetune if item.world == full.defences.world}
     differ = {
         recipe.method: {name for name in type(recipe).model_fields if name != "seeds" and getattr(recipe, name) != getattr(tuned[recipe.method], name)}
@@ -570,12 +570,12 @@ def test_the_guidance_was_chosen_for_the_recipe_that_the_paper_says():
 
 
 def test_further_bases_have_the_shards_after_the_worlds_own():
-    full = budget.load(ROOT / "config.yaml", ROOT / "workflow/presets/full.yaml").defences
+    full = config.read(ROOT / "config.yaml", ROOT / "workflow/presets/full.yaml").defences
     twin = full.model_copy(update={"further": Further(bases=["H1-twin"])})
     assert [twin.place(shard) for shard in (0, 3, 4, 7)] == [
         ("identities", "", 0, 2), ("identities", "", 6, 8), ("identities@H1-twin", "H1-twin", 0, 2), ("identities@H1-twin", "H1-twin", 6, 8),
     ]  # fmt: skip
-    corner, more = budget.load(ROOT / "config.yaml"), study(further={"bases": ["H1-twin"], "attacks": ["membership"]})
+    corner, more = config.read(ROOT / "config.yaml"), study(further={"bases": ["H1-twin"], "attacks": ["membership"]})
     (row,), (other,) = budget.matrix_rows(corner), budget.matrix_rows(more)
     assert other["models"] - row["models"] == 20 and other["training"] - row["training"] == 3 * 4 * (2 * 78 * 4 + 40 * 6 * 8 + 20 * 6 * 4)
     assert other["sampling"] - row["sampling"] == (20 + 4) * 60 * 18
@@ -593,7 +593,7 @@ def test_a_further_base_gives_rankings_and_no_cell(measured, tmp_path):
 
 
 def test_who_knows_the_defence_adapts_to_it():
-    full = budget.load(ROOT / "config.yaml", ROOT / "workflow/presets/full.yaml").defences
+    full = config.read(ROOT / "config.yaml", ROOT / "workflow/presets/full.yaml").defences
     sets = full.shadow_sets("lora")
     assert list(sets) == ["none", "cutout", "randaugment", "steps-3", "steps-10", "dpgm"]  # a recipe of its own each
     assert full.shadow_options("lora", "none").names == ["none", "noise", "int8", "int4", "truncate", "gauge"]
@@ -608,7 +608,7 @@ def test_who_knows_the_defence_adapts_to_it():
 
 
 def test_the_matrix_costs_what_its_arithmetic_says():
-    corner = budget.load(ROOT / "config.yaml")
+    corner = config.read(ROOT / "config.yaml")
     (row,) = budget.matrix_rows(corner)
     # 4 people: LoRA and Cutout 78 steps of 4, DP-SGD 40 steps of 6 pictures and 8 draws, inversions 20 steps of 6 and 4; 8 shadows each of LoRA and Cutout
     assert row["training"] == 3 * 4 * (2 * 78 * 4 + 40 * 6 * 8 + 20 * 6 * 4) + 3 * 4 * 8 * 2 * 78 * 4 and row["models"] == 5 * 4 + 2 * 4 * 8
@@ -619,7 +619,7 @@ def test_the_matrix_costs_what_its_arithmetic_says():
     adaptive = 2 * 20 * 2  # one encoder more, on rotated factors
     assert row["sampling"] == 20 * attacks + 16 * weights + 4 * adaptive + 4 * 60 * 18 + 24 * use + 8 * 4 * 40 * 3 * 3
     assert row["training"] + row["sampling"] < 1.9e6 * 8 / 60, "the corner stays within eight minutes on two cores"
-    full = budget.load(ROOT / "config.yaml", ROOT / "workflow/presets/full.yaml")
+    full = config.read(ROOT / "config.yaml", ROOT / "workflow/presets/full.yaml")
     assert sum(row["training"] + row["sampling"] for row in budget.matrix_rows(full)) < 1.9e6 * 6
 
 

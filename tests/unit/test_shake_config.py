@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 import yaml
 
-from tuneleak import budget, config
+from tuneleak import config
 from tuneleak.errors import InputError
 from tuneleak.options import MembershipAttack
 
@@ -56,7 +56,7 @@ def test_what_does_not_fit_is_named(values, change, says):
 
 
 def test_the_full_preset_studies_what_the_paper_leaves_open():
-    shake = budget.load(ROOT / "config.yaml", ROOT / "workflow/presets/full.yaml").shake_to_leak
+    shake = config.read(ROOT / "config.yaml", ROOT / "workflow/presets/full.yaml").shake_to_leak
     by_study = {}
     for point in shake.studies:
         by_study.setdefault(point.study, []).append(point)

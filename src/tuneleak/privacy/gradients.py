@@ -189,8 +189,8 @@ def make(kind, network, parameters, gradient_checkpointing=False):
 def fastest(network, parameters, errors_of, pictures, clip):
     """Which of the two ways takes less time for a batch of `pictures`: `ghost` or `hooks`; seconds of each beside it.
 
-    Ghost norms save the memory of every picture's gradient and win where a picture's activations are smaller than its gradients; for small adapters,
-    or all weights of a small UNet, hooks are faster. The batch should be made of noise: what is timed on private pictures may tell about them.
+    Ghost norms save the memory of every picture's gradient and win where a picture's activations are smaller than its gradients (paper/reference/benchmarks.csv
+    has attention, a LoRA and all weights of the shipped UNet). The batch should be made of noise: what is timed on private pictures may tell about them.
     A way that the network's layers do not allow, or that memory is too small for, is left out.
     """
     seconds, refused = {}, None

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tuneleak import budget, estimate, files
+from tuneleak import config, estimate, files
 from tuneleak.errors import InputError
 from tuneleak.report import record, recorded, registry
 
@@ -46,7 +46,7 @@ def _replaced(text, name, table, path):
 def estimated_costs(root):
     """{preset: {system: Cost}} of the paper preset and of its overlay `paper-one`."""
     overlays = {"paper": [root / PAPER], "paper-one": [root / PAPER, root / PAPER_ONE]}
-    return {preset: estimate.costs(budget.load(root / "config.yaml", paths), estimate.count()) for preset, paths in overlays.items()}
+    return {preset: estimate.costs(config.read(root / "config.yaml", paths), estimate.count()) for preset, paths in overlays.items()}
 
 
 def studies_table(root, costs=None):
@@ -124,7 +124,7 @@ def pairs_table(root):
         "|---|---|---|---|---|---|---|",
     ]
     total, seen = 0.0, set()
-    study = budget.load(root / "config.yaml", [root / PAPER, root / PAIRS])
+    study = config.read(root / "config.yaml", [root / PAPER, root / PAIRS])
     bases = {world.name: world.base for world in study.dp_ldm.worlds}
     for world, cost in estimate.pair_costs(study).items():
         shared = bases[world] in seen

@@ -12,7 +12,7 @@ from importlib import metadata as packages
 from pathlib import Path
 from urllib.parse import quote
 
-from tuneleak import budget, files
+from tuneleak import config, files
 from tuneleak.errors import InputError
 from tuneleak.report import jobs as notes
 from tuneleak.report import record
@@ -35,7 +35,7 @@ def crate(results, configuration="config.yaml", overlay=None, metadata=notes.MET
     `InputError` for a run without metrics.csv, or one that Snakemake knows nothing of.
     """
     results, root = Path(results), Path(configuration).resolve().parent
-    study = budget.load(configuration, overlay)
+    study = config.read(configuration, overlay)
     if study.pathvars.results != results.as_posix():
         raise InputError(f"this configuration writes to {study.pathvars.results}, not to {results}; give the overlays that the run had, or that folder")
     if not (results / "metrics.csv").is_file():

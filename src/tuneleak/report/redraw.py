@@ -7,7 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
-from tuneleak import budget, files
+from tuneleak import config, files
 from tuneleak.errors import InputError
 from tuneleak.metrics import join
 from tuneleak.report import claims, paper, record, style, tables
@@ -70,7 +70,7 @@ def draw_all(preset, root, metrics, systems, out):
             figures_finextract.theory(folder)
     if "finextract-ablations" in systems:
         overlay = root / f"workflow/presets/{preset}.yaml"
-        study = budget.load(root / "config.yaml", overlay if overlay.is_file() else None)
+        study = config.read(root / "config.yaml", overlay if overlay.is_file() else None)
         ablations = study.finextract.ablations
         recipe = next(item.options for item in study.finetune if (item.world, item.options.method) == (ablations.world, ablations.methods[-1]))
         figures_ablations.figures(metrics, folder, ablations.drawn(recipe))

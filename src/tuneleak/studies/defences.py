@@ -49,7 +49,7 @@ class PrivateDefence(Options):
     multiplicity: Positive = Field(8, description="timesteps and noises averaged per picture before the clip (K)")
     lr: Rate = Field(2e-2, description="learning rate of AdamW on normalised gradients of a LoRA")
     attention_lr: Rate = Field(3e-3, description="the same of attention")
-    gradients: Literal["auto", "ghost", "hooks"] = Field("hooks", description="how clipped sums are computed; hooks are faster for adapters")
+    gradients: Literal["auto", "ghost", "hooks"] = Field("hooks", description="how clipped sums are computed")
     physical_batch: Positive = Field(64, description="rows in memory at once")
 
     def count(self, recipe):
