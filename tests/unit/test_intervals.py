@@ -98,6 +98,19 @@ def test_bootstrap_statistic_keeps_the_seeds_of_an_image_together():
     assert len({tuple(weights) for weights in seen}) > 1
 
 
+def test_values_that_are_all_alike_get_the_bounds_of_as_many_trials_as_units():
+    labels = [str(k // 10) for k in range(200)], ["0"] * 200, [str(k) for k in range(200)]
+    none = intervals.bootstrap(np.zeros(200), *labels)
+    assert none.low == none.high == 0, "nothing to resample"
+    found = intervals.within(none, np.zeros(200))
+    assert (found.low, found.high) == pytest.approx((0.0, 0.1611), abs=5e-5), "Newcombe's 0 of 20: the concepts are what is independent"
+    every = intervals.within(intervals.bootstrap(np.full(200, 50.0), *labels), np.full(200, 50.0), span=(0, 50))
+    assert (every.value, every.low, every.high) == pytest.approx((50, 50 * (1 - 0.1611), 50), abs=5e-3)
+    varied = np.arange(200) % 2.0
+    plain = intervals.bootstrap(varied, *labels)
+    assert intervals.within(plain, varied) is plain
+
+
 def test_wilson_against_newcombe():
     """Newcombe 1998 (Statistics in Medicine 17:857), table I, method 3: 81/263 and 0/20."""
     assert intervals.wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)

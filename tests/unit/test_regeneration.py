@@ -11,7 +11,7 @@ from tuneleak.attacks.regeneration import align, calibrate, distances, judge, ru
 from tuneleak.data.imageset import ImageSet
 from tuneleak.errors import InputError
 from tuneleak.finetune import loop
-from tuneleak.metrics import cell_rows, regeneration
+from tuneleak.metrics import cell_rows, intervals, regeneration
 from tuneleak.options import FinetuneOptions, RegenerationOptions, ShakeEvaluateOptions
 
 OPTIONS = RegenerationOptions(count=3, steps=2, clique_size=2, neighbours=4, align_nearest=0)
@@ -156,7 +156,12 @@ def test_caption_ranks_become_r_at_one(tmp_path):
     generations.to_csv(tmp_path / "g.csv", index=False)
     pd.DataFrame(judged, columns=run.PICTURE_COLUMNS).to_csv(tmp_path / "p.csv", index=False)
     table = regeneration.table([tmp_path / "p.csv"], [tmp_path / "g.csv"], [], cell_rows.Rows("shake-to-leak", "named", ShakeEvaluateOptions(bootstrap=50)))
-    table = table[(table.attack == "clip-rp") & (table.base == "all")].set_index(["method", "metric", "setting"]).value
+    every = table[table.base == "all"].set_index(["method", "attack", "metric", "setting"])[["value", "ci_low", "ci_high"]]
+    real = every.loc["base", "clip-rp", "CLIP R@1", "none; bound=real; interval=images"]
+    assert tuple(real) == pytest.approx((1, *intervals.wilson(4, 4))), "that all are alike does not make them certain"
+    none = every.loc["base", "regeneration-l2", "members regenerated", "d<0.15; interval=images"]
+    assert tuple(none) == pytest.approx((0, 0, 2 * intervals.wilson(0, 2)[1])), "of two members"
+    table = every.xs("clip-rp", level="attack").value
     assert table["base", "CLIP R@1", "none; interval=images"] == 0.25 and table["lora", "CLIP R@1", "none; interval=images"] == 0.75
     assert table["lora", "CLIP R@1 amplification", "none; interval=images"] == 0.5
     assert ("base", "CLIP R@1", "none; bound=real; interval=images") in table.index

@@ -128,7 +128,8 @@ def _of_group(key, group, options):
         bins = calibration(correct, score, weights)
         return float(np.average((bins.certainty - bins.correct).abs(), weights=bins.n))
 
-    rows = [row(key, "correct share", over(lambda weights: np.average(correct, weights=weights)), group)]
+    right = intervals.within(over(lambda weights: np.average(correct, weights=weights)), correct.astype(float), options.confidence)
+    rows = [row(key, "correct share", right, group)]
     rows.append(row(key, "Brier score", over(lambda weights: np.average(np.square(score - correct), weights=weights)), group))
     rows.append(row(key, "calibration error", over(gap), group))
     if correct.all() or not correct.any():

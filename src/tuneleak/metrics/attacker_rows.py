@@ -18,8 +18,7 @@ def row(key, metric, interval, table, qualifier=""):
 
 
 def mean_of_models(values, table, options, span=None):
-    """Interval of the mean over concepts of one value per model (rows of `table`). span: least and greatest possible value, if there are such; where all values
-    are alike nothing can be resampled, and then Wilson's bounds of as many trials hold (of all that lies within the span, 0 and 1 vary most)."""
+    """Interval of the mean over concepts of one value per model (rows of `table`). span: least and greatest possible value, if there are such."""
     values = np.asarray(values, dtype=float)
     settings = {"replicates": options.bootstrap, "confidence": options.confidence, "seed": options.seed}
     if table.concept.nunique() >= intervals.MINIMUM_CLUSTERS:
@@ -27,9 +26,4 @@ def mean_of_models(values, table, options, span=None):
     else:  # too few concepts: models are resampled as if they were independent
         one = np.zeros(len(table))
         found = intervals.bootstrap(values, one, np.arange(len(table)), one, unit="models", **settings)
-    if span and values.min() == values.max():
-        width = span[1] - span[0]
-        bounds = intervals.wilson((values[0] - span[0]) / width * found.units, found.units, options.confidence)
-        low, high = (span[0] + width * bound for bound in bounds)
-        return intervals.Interval(found.value, low, high, found.n, found.unit, found.units, found.standard_error, found.p)
-    return found
+    return intervals.within(found, values, options.confidence, span) if span else found

@@ -14,7 +14,6 @@ A metrics table has the columns `COLUMNS`, one row per number:
 - `n`: training pictures, counted once per model seed (for extracted set size and similarity threshold: models); `seeds`: ';'-joined
 """
 
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -204,12 +203,8 @@ def bootstrap(values, group, options, unit=None):
 
 
 def _proportion(hits, group, options):
-    """As `_bootstrap`; where every or no picture is a hit nothing can be resampled: then Wilson's bounds with one trial per resampled unit."""
-    interval = bootstrap(hits.astype(float), group, options)
-    if 0 < hits.mean() < 1:
-        return interval
-    low, high = intervals.wilson(interval.units if hits.all() else 0, interval.units, options.confidence)
-    return replace(interval, low=low, high=high)
+    """As `bootstrap`, of shares of hits."""
+    return intervals.within(bootstrap(hits.astype(float), group, options), hits.astype(float), options.confidence)
 
 
 def bootstrap_models(values, models, options):

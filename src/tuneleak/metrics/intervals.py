@@ -90,6 +90,17 @@ def paired_difference(first, second, concepts, seeds, images, **settings):
     return bootstrap(first - second, concepts, seeds, images, **settings)
 
 
+def within(found, values, confidence=0.95, span=(0.0, 1.0)):
+    """The interval `found` of a mean of `values` that lie within `span`, as it is where they differ. Where all are alike nothing could be resampled; then
+    Wilson's bounds of as many trials as there are units hold, because of all that lies within the span its two ends vary most."""
+    values = _finite(values)
+    if values.min() < values.max():
+        return found
+    least, width = span[0], span[1] - span[0]
+    low, high = (least + width * bound for bound in wilson((found.value - least) / width * found.units, found.units, confidence))
+    return replace(found, low=low, high=high)
+
+
 def wilson(successes, trials, confidence=0.95):
     """Wilson score interval `(low, high)` of a proportion of *independent* trials."""
     if trials < 1 or not 0 <= successes <= trials:

@@ -18,8 +18,6 @@ A metrics table with the columns of `tuneleak.metrics.finextract` (system `lora-
 - `n`: victims; `seeds`: of the victims, ';'-joined
 """
 
-from dataclasses import replace
-
 import numpy as np
 import pandas as pd
 
@@ -226,12 +224,8 @@ def _endless(value, models):
 
 
 def _proportion(hits, group, options):
-    """As `_bootstrap`; where every or no victim is a hit nothing can be resampled: then Wilson's bounds with one trial per resampled unit."""
-    interval = _bootstrap(hits, group, options)
-    if 0 < hits.mean() < 1:
-        return interval
-    low, high = intervals.wilson(interval.units if hits.all() else 0, interval.units, options.confidence)
-    return replace(interval, low=low, high=high)
+    """As `_bootstrap`, of shares of hits."""
+    return intervals.within(_bootstrap(hits, group, options), hits, options.confidence)
 
 
 def _row(key, group, metric, interval):

@@ -77,10 +77,12 @@ def _counts(key, pictures, generations, before, measure, limits, made):
     rows = []
     for control, member in (("", "1"), ("heldout", "0")):
         chosen = pictures[pictures.pretrained == member]
-        rows.append(row_of(key, "members regenerated", chosen, chosen.hit * _domain_sizes(chosen), made, control))
+        sizes = _domain_sizes(chosen)
+        rows.append(row_of(key, "members regenerated", chosen, chosen.hit * sizes, made, control, most=sizes.max()))
         kind = "member" if member == "1" else "heldout"
         matched = _hits(generations, f"{measure}_{kind}", limits)
-        rows.append(row_of(key, "generations matched", matched, matched.hit * _domain_sizes(matched), made, control))
+        sizes = _domain_sizes(matched)
+        rows.append(row_of(key, "generations matched", matched, matched.hit * sizes, made, control, most=sizes.max()))
     rows.append(row_of(key, "members beyond held-outs", pictures, excess(pictures, pictures.hit), made))
     if key["method"] != "base":
         paired = pair(pictures, reference, ["base", "image_concept", "image_id"], "hit")
@@ -112,9 +114,9 @@ def _domain_sizes(table):
 
 def _ranks(key, pictures, generations, before, made):
     generations, before = (table.assign(hit=(table.own_rank == 1).astype(float)) for table in (generations, before))
-    rows = [row_of(key, "CLIP R@1", generations, generations.hit, made)]
+    rows = [row_of(key, "CLIP R@1", generations, generations.hit, made, most=1)]
     if key["method"] == "base":
-        rows.append(row_of(key, "CLIP R@1", pictures, (pictures.own_rank == 1).astype(float), made, bound="real"))
+        rows.append(row_of(key, "CLIP R@1", pictures, (pictures.own_rank == 1).astype(float), made, bound="real", most=1))
         return rows
     paired = pair(generations, before, ["base", "image_concept", "generation"], "hit")
     return [*rows, row_of(key, "CLIP R@1 amplification", paired, paired.hit - paired.hit_base, made)]
@@ -129,12 +131,17 @@ def pair(table, reference, key, column):
     return both
 
 
-def row_of(key, metric, table, values, made, control="", bound=""):
-    """A row of the mean over domains of `values` `(n,)`: over domains (bootstrap) from 8 on, else over pictures or generations."""
+def row_of(key, metric, table, values, made, control="", bound="", most=None):
+    """A row of the mean over domains of `values` `(n,)`: over domains (bootstrap) from 8 on, else over pictures or generations.
+
+    most: of counts and shares, the greatest possible value; the least is 0.
+    """
     model = table.base + "/" + table.seed
     item = table.image_id if "image_id" in table else table.generation
     settings = {"replicates": made.options.bootstrap, "confidence": made.options.confidence, "seed": made.options.seed}
     interval = intervals.bootstrap(values, table.image_concept, model, item, **settings)
+    if most is not None:
+        interval = intervals.within(interval, values, made.options.confidence, (0, most))
     note = (f"; bound={bound}" if bound else "") + ("; interval=images" if interval.unit == "images" else "")
     told = {name: value for name, value in key.items() if name != "source"}
     control = control if key["source"] in ("", "self") else "-".join(filter(None, (key["source"], control)))
