@@ -49,6 +49,29 @@ def test_every_macro_of_the_text_is_generated(study, judged):
     assert all(name.isalpha() for name in made) and all(made.values()), "a macro without text prints a hole"
 
 
+def outside_guards(text):
+    r"""Pieces of `text` without what \IfFileExists prints for a file that is there; what it prints for one that is not stands."""
+    start = 0
+    for guard in re.finditer(r"\\IfFileExists(?=\{)", text):
+        if guard.start() < start:
+            continue  # within another guard
+        yield text[start : guard.start()]
+        start = guard.end()
+        for part in ("file", "then", "else"):
+            begin, depth = start, 0
+            while not (start > begin and depth == 0):
+                depth += {"{": 1, "}": -1}.get(text[start], 0) if text[start - 1] != "\\" else 0
+                start += 1
+            if part == "else":
+                yield "".join(outside_guards(text[begin + 1 : start - 1]))
+    yield text[start:]
+
+
+def test_what_stands_outside_guards():
+    text = r"a \IfFileExists{f}{b \{ \IfFileExists{g}{c}{d}}{e \IfFileExists{h}{i}{j}} k"
+    assert "".join(outside_guards(text)) == "a e j k"
+
+
 def test_every_reference_leads_to_one_label_and_the_appendix_to_its_own_parts():
     """Floats may move between sections only if what refers to them still finds them; what stands behind a guard is referred to from behind one."""
     texts = {path.stem: re.sub(r"(?<!\\)%.*", "", path.read_text()) for path in sections()}
@@ -56,10 +79,12 @@ def test_every_reference_leads_to_one_label_and_the_appendix_to_its_own_parts():
     assert len(set(labels)) == len(labels)
     for name, text in texts.items():
         assert not set(re.findall(r"\\(?:eq)?ref\{([^}]+)\}", text)) - set(labels), name
-    open_text = {name: re.sub(r"\\IfFileExists\{.*?\}\{\}", "", text, flags=re.DOTALL).partition(r"\IfFileExists")[0] for name, text in texts.items()}
+    open_text = {name: "".join(outside_guards(text)) for name, text in texts.items()}
     standing = {name for text in open_text.values() for name in re.findall(r"\\label\{([^}]+)\}", text)}
     for name, text in open_text.items():
         assert not set(re.findall(r"\\(?:eq)?ref\{([^}]+)\}", text)) - standing, f"{name} refers to what may be absent"
+    said = {name for text in texts.values() for name in re.findall(r"\\ref\{([^}]+)\}", text)}
+    assert not {name for name in labels if name.startswith(("fig:", "tab:"))} - said, "a figure or table that no sentence leads to"
     main = (SOURCES / "main.tex").read_text()
     assert main.index(r"\bibliography{") < main.index(r"\appendix") < main.index(r"\input{sections/appendix}")
     secondary = {"tab:controls", "tab:thresholds", "tab:cost", "tab:claims", "tab:dp-sigma", "tab:dp-weights", "fig:planes", "fig:budgets"}
