@@ -104,6 +104,13 @@ def test_a_killed_generator_goes_on_to_the_same_numbers(network, tiny_base, tiny
     assert (tmp_path / "cut" / name / "generator.safetensors").read_bytes() == (tmp_path / "whole" / name / "generator.safetensors").read_bytes()
 
 
+def test_a_doubled_convolution_is_that_of_the_doubled_picture():
+    draw = torch.Generator().manual_seed(0)
+    x, weight, bias = (torch.randn(*shape, generator=draw, dtype=torch.float64) for shape in ((2, 3, 4, 5), (6, 3, 3, 3), (6,)))
+    plain = torch.nn.functional.conv2d(torch.nn.functional.interpolate(x, scale_factor=2, mode="nearest"), weight, bias, padding=1)
+    assert torch.allclose(generator.doubled_convolution(x, weight, bias), plain, atol=1e-12)
+
+
 def test_a_generator_refuses_sides_it_cannot_double_to():
     assert generator.Generator(2, 16, 3, 4)(torch.zeros(1, 4), torch.tensor([1])).shape == (1, 3, 16, 16)
     for side in (4, 24, 40):
