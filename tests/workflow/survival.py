@@ -205,28 +205,34 @@ def job_below(snakemake):
     return None
 
 
+def start(clone, kind, log):
+    """Remove what a kind of job made and start it; returns (process of the workflow, that of its job or None if there was none)."""
+    remove(clone, kind)
+    with open(clone.folder / log, "w") as output:
+        snakemake = psutil.Popen(
+            clone.command(*arguments(clone, kind), cores=1), cwd=clone.folder, env=clone.environment(), stdout=output, stderr=subprocess.STDOUT
+        )
+    job = None
+    while job is None and snakemake.poll() is None:
+        job = job_below(snakemake)
+        time.sleep(0.02)
+    return snakemake, job
+
+
 def kill(clone, kind, victim, after):
     """Remove what a kind of job made, start it, and send SIGKILL `after` seconds to the `job` or to `snakemake`; returns (in time, left, orphans).
 
     A Snakemake whose job was killed ends by itself; what lives on ten seconds after a killed Snakemake is an orphan.
     """
-    remove(clone, kind)
-    with open(clone.folder / "killed.log", "w") as log:
-        process = subprocess.Popen(
-            clone.command(*arguments(clone, kind), cores=1), cwd=clone.folder, env=clone.environment(), stdout=log, stderr=subprocess.STDOUT
-        )
-    snakemake, job = psutil.Process(process.pid), None
-    while job is None and process.poll() is None:
-        job = job_below(snakemake)
-        time.sleep(0.02)
+    snakemake, job = start(clone, kind, "killed.log")
     deadline = time.monotonic() + after
-    while job is not None and process.poll() is None and job.is_running() and time.monotonic() < deadline:
+    while job is not None and snakemake.poll() is None and job.is_running() and time.monotonic() < deadline:
         time.sleep(0.01)
-    below = snakemake.children(recursive=True) if process.poll() is None else []
+    below = snakemake.children(recursive=True) if snakemake.poll() is None else []
     in_time = job is not None and job in below
     if in_time:
         (job if victim == "job" else snakemake).send_signal(signal.SIGKILL)
-    process.wait()
+    snakemake.wait()
     _, alive = psutil.wait_procs(below, timeout=10)
     folder = (clone.folder / "results/smoke" / KINDS[kind]).parent
     left = len([path for path in folder.rglob("*") if path.is_file()]) if folder.is_dir() else 0
@@ -252,20 +258,12 @@ def survive(clone, kind, victim, after, reference):
 
 def undisturbed(clone, kind):
     """(what an undisturbed job of a kind makes, the seconds it takes from its start)."""
-    remove(clone, kind)
-    with open(clone.folder / "undisturbed.log", "w") as log:
-        process = subprocess.Popen(
-            clone.command(*arguments(clone, kind), cores=1), cwd=clone.folder, env=clone.environment(), stdout=log, stderr=subprocess.STDOUT
-        )
-    snakemake, job = psutil.Process(process.pid), None
-    while job is None and process.poll() is None:
-        job = job_below(snakemake)
-        time.sleep(0.02)
+    snakemake, job = start(clone, kind, "undisturbed.log")
     started = time.monotonic()
     if job is not None:
         psutil.wait_procs([job])
     seconds = time.monotonic() - started
-    if process.wait():
+    if snakemake.wait():
         raise SystemExit((clone.folder / "undisturbed.log").read_text()[-4000:])
     return made_by(clone, kind), seconds
 
