@@ -109,7 +109,7 @@ lint: ruff ## ruff, snakefmt, snakemake --lint, schema and README (pytest checks
 schema: setup ## write the JSON schema and the README's table of knobs
 	$(RUN) schema --write
 
-artifact: setup ## write the generated tables of ARTIFACT.md: claims, recorded runs, estimates
+artifact: setup ## write the generated tables of ARTIFACT.md and the README's findings
 	$(RUN) artifact --write
 
 pin-envs: setup ## solve envs/*.yaml against conda-forge into *.pin.txt (needs conda and a network)

@@ -1,5 +1,6 @@
 """ARTIFACT.md says what the claims, the recorded runs and the configuration say, and the estimates follow from counts that can be checked by hand."""
 
+import itertools
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,26 +25,25 @@ def test_the_shipped_file_is_up_to_date():
 
 
 def test_a_stale_file_is_named_and_can_be_written_anew(tmp_path, monkeypatch):
-    for name in artifact.BLOCKS:
+    for name in itertools.chain(*artifact.BLOCKS.values()):
         monkeypatch.setattr(artifact, f"{name}_table", lambda *_, name=name: f"table of {name}")
     monkeypatch.setattr(artifact, "estimated_costs", lambda root: {"paper": {}})
-    text = "".join(f"before\n<!-- {name}:begin -->\nold\n<!-- {name}:end -->\n" for name in artifact.BLOCKS)
-    (tmp_path / "ARTIFACT.md").write_text(text)
+    for path, blocks in artifact.BLOCKS.items():
+        (tmp_path / path).write_text("".join(f"before\n<!-- {name}:begin -->\nold\n<!-- {name}:end -->\n" for name in blocks))
     with pytest.raises(InputError, match="artifact --write"):
         artifact.artifact(tmp_path)
     artifact.artifact(tmp_path, write=True)
     artifact.artifact(tmp_path)
-    assert (tmp_path / "ARTIFACT.md").read_text() == "".join(
-        f"before\n<!-- {name}:begin -->\ntable of {name}\n<!-- {name}:end -->\n" for name in artifact.BLOCKS
-    )
-    (tmp_path / "ARTIFACT.md").write_text("no markers")
-    with pytest.raises(InputError, match="needs the line"):
+    for path, blocks in artifact.BLOCKS.items():
+        assert (tmp_path / path).read_text() == "".join(f"before\n<!-- {name}:begin -->\ntable of {name}\n<!-- {name}:end -->\n" for name in blocks)
+    (tmp_path / "README.md").write_text("no markers")
+    with pytest.raises(InputError, match=r"README\.md needs the line"):
         artifact.artifact(tmp_path)
 
 
 def test_a_claim_without_a_recorded_run_says_so(tmp_path):
     shutil.copytree(ROOT / "paper/reference", tmp_path / "paper/reference", ignore=shutil.ignore_patterns("embedded", "full"))
-    for table in (artifact.claims_table(tmp_path), artifact.studies_table(tmp_path)):
+    for table in (artifact.claims_table(tmp_path), artifact.studies_table(tmp_path), artifact.findings_table(tmp_path)):
         assert table.splitlines()[2:] and all("not recorded yet" in line for line in table.splitlines()[2:])
 
 

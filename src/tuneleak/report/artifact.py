@@ -1,4 +1,5 @@
-"""The verb `artifact`: the tables of ARTIFACT.md, made from the registered claims, the recorded runs and the estimates of the paper preset."""
+"""The verb `artifact`: the tables of ARTIFACT.md and the README's table of findings, made from the registered claims, the recorded runs and the estimates
+of the paper preset."""
 
 from pathlib import Path
 
@@ -6,7 +7,7 @@ from tuneleak import config, estimate, files
 from tuneleak.errors import InputError
 from tuneleak.report import record, recorded, registry
 
-ARTIFACT = Path("ARTIFACT.md")
+ARTIFACT, README = Path("ARTIFACT.md"), Path("README.md")
 REFERENCE = Path("paper/reference")
 PAPER, PAPER_ONE, PAIRS = Path("workflow/presets/paper.yaml"), Path("workflow/overlays/paper-one.yaml"), Path("workflow/overlays/dp-pairs.yaml")
 TARGETS = {  # the workflow's target of each system
@@ -14,25 +15,30 @@ TARGETS = {  # the workflow's target of each system
     "dp-ldm": "dp", "defences": "defences",
 }  # fmt: skip
 NOT_RECORDED = "not recorded yet"
-BLOCKS = ("studies", "claims", "runs", "estimates", "pairs")
+BLOCKS = {ARTIFACT: ("studies", "claims", "runs", "estimates", "pairs"), README: ("findings",)}
+FINDINGS = (  # what the README tells: of each system the claim that gave it its name, and the control or defence that matters most
+    *("extraction-beats-base", "extraction-beats-heldout", "finextract-beats-cfg", "captions-are-in-the-weights", "shake-amplifies", "weights-name-the-person"),
+    *("weights-reveal-identity", "dp-beats-base", "dp-beats-full", "members-beyond-base", "dp-protects-members", "a-defence-at-kept-use"),
+)
 
 
 def artifact(root=".", write=False):
-    """Check that the generated tables of ARTIFACT.md below the folder `root` are up to date, or write them with `write`."""
+    """Check that the generated tables of ARTIFACT.md and README.md below the folder `root` are up to date, or write them with `write`."""
     root = Path(root)
-    path = root / ARTIFACT
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; run this in the project's folder")
-    text = before = path.read_text(encoding="utf-8")
+    for path in (root / name for name in BLOCKS):
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; run this in the project's folder")
     costs = estimated_costs(root)
     tables = {"studies": studies_table(root, costs["paper"]), "claims": claims_table(root), "runs": runs_table(root)}
-    tables |= {"estimates": estimates_table(costs), "pairs": pairs_table(root)}
-    for name in BLOCKS:
-        text = _replaced(text, name, tables[name], path)
-    if write:
-        files.write_text(path, text)
-    elif text != before:
-        raise InputError(f"{path} is not what paper/reference and the presets say; run `python -m tuneleak artifact --write`")
+    tables |= {"estimates": estimates_table(costs), "pairs": pairs_table(root), "findings": findings_table(root)}
+    for path, blocks in ((root / name, blocks) for name, blocks in BLOCKS.items()):
+        text = before = path.read_text(encoding="utf-8")
+        for block in blocks:
+            text = _replaced(text, block, tables[block], path)
+        if write:
+            files.write_text(path, text)
+        elif text != before:
+            raise InputError(f"{path} is not what paper/reference and the presets say; run `python -m tuneleak artifact --write`")
 
 
 def _replaced(text, name, table, path):
@@ -74,6 +80,18 @@ def claims_table(root):
     for claim in {item.family.id: item.family for item in registered.claims}.values():
         numbers = _numbers(root, past[past.family == claim.id]) if past is not None else NOT_RECORDED
         lines.append(f"| **{claim.id}**: {_cell(claim.claim)} | {claim.paper or 'ours'} | {claim.system} | {_cell(numbers)} |")
+    return "\n".join(lines)
+
+
+def findings_table(root):
+    """Markdown: the claims of `FINDINGS`, whether the recorded runs agree, and each number with its interval."""
+    registered = {item.family.id: item.family for item in registry.load(root / REFERENCE / "claims.yaml", recorded.PRESETS[-1]).claims}
+    past = recorded.claims(root / REFERENCE)
+    lines = ["| claim | preset | recorded |", "|---|---|---|"]
+    for name in FINDINGS:
+        rows = past[past.family == name] if past is not None else None
+        numbers = NOT_RECORDED if rows is None or rows.empty else "<br>".join(_finding(row) for _, row in rows.iterrows())
+        lines.append(f"| {_cell(registered[name].claim)} | {'' if numbers == NOT_RECORDED else rows.iloc[0].preset} | {_cell(numbers)} |")
     return "\n".join(lines)
 
 
@@ -155,6 +173,14 @@ def _number(row):
     if not row["value"]:
         return f"{where}: {row['status']}"
     return f"{where}: {float(row['value']):.3f} [{float(row['ci_low']):.3f}, {float(row['ci_high']):.3f}] {row['status']}"
+
+
+def _finding(row):
+    where = ", ".join(filter(None, (row["world"], row["method"].replace("-minus-", " minus "))))
+    if not row["value"]:
+        return f"{where}: {row['status']}"
+    value, low, high = (f"{float(row[name]):.3f}" for name in ("value", "ci_low", "ci_high"))
+    return f"{where}: {row['metric']} {value} [{low}, {high}], {row['status']}"
 
 
 def _needs(system, costs):
