@@ -311,6 +311,13 @@ def test_figures_and_tables_come_from_the_metrics(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "figures/figures.meta.json").read_text())["metrics"]
 
 
+def test_a_world_without_private_training_has_no_panel():
+    cells = [("near", 10.0), ("near", float("inf")), ("near-long", float("inf")), ("near-long", 0.0), ("few", 1.0)]
+    table = pd.DataFrame(cells, columns=["world", "budget"])
+    assert figures_dp_ldm.worlds_with_budgets(table) == ["near", "few"]
+    assert figures_dp_ldm.worlds_with_budgets(table[table.world == "near-long"]) == ["near-long"], "unless there is no other"
+
+
 def cell(folder, world, recipe, epsilon, method, seconds, memory, rule="finetune_private", steps=(), models=1):
     """The training of a cell as the workflow leaves it: manifest, log and benchmark."""
     place, benchmark = folder / "dp" / world / recipe / epsilon, folder / "benchmarks" / rule / f"{world}.{recipe}.{epsilon}.tsv"

@@ -71,7 +71,7 @@ def tradeoff(measured, out):
     """One panel per world and metric: a line per trained set over the budgets, the base and real pictures as levels."""
     table = plain_utility(measured)
     table = table[table.metric.str.startswith((*DISTANCES, "accuracy "))]
-    worlds, metrics = names.worlds_in_order(table.world), sorted(set(table.metric), key=lambda name: (not name.startswith(DISTANCES), name))
+    worlds, metrics = worlds_with_budgets(table), sorted(set(table.metric), key=lambda name: (not name.startswith(DISTANCES), name))
     budgets = sorted({value for value in table.budget if value > 0})
     with style.figure(style.TEXT_WIDTH, 1.75 * len(worlds) + 0.5) as figure:
         grid = figure.subplots(len(worlds), len(metrics), squeeze=False)
@@ -85,6 +85,12 @@ def tradeoff(measured, out):
         if handles:
             figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)))
         style.save(figure, out, "dp_tradeoff")
+
+
+def worlds_with_budgets(table):
+    """The worlds in which something was trained with noise, in their order; one without has no curve to draw, and is left to the tables."""
+    private = table[(table.budget > 0) & np.isfinite(table.budget)]
+    return names.worlds_in_order(private.world if len(private) else table.world)
 
 
 def _panel(axes, table, budgets):

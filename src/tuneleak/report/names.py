@@ -79,6 +79,7 @@ _WORLDS = {
     "lora-identities": "LoRA identities",
     "celebahq": "CelebA-HQ",
     "near": "near style",
+    "near-long": "near style, longer",
     "far": "far style",
     "near-text": "near style, text",
     "few": "few pictures per artist",
