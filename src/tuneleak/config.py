@@ -1,4 +1,7 @@
-"""config.yaml as one typed model, and the look-ups the workflow needs; the studies' sections: `tuneleak.studies`. Imports neither torch nor pandas."""
+"""config.yaml as one typed model, read with its overlays, and the look-ups the workflow needs; the studies' sections: `tuneleak.studies`.
+
+Imports neither torch nor pandas.
+"""
 
 import json
 import re
@@ -337,15 +340,15 @@ def load(values):
 def read(configuration, overlay=None):
     """The validated configuration of config.yaml with a preset's overlay (or a list of them) merged as Snakemake merges them (dicts deeply, lists replaced)."""
     overlays = overlay if isinstance(overlay, list) else [overlay]
-    read = [_read(path) for path in [*filter(None, overlays), configuration]]  # a fault of an overlay is told first
-    merged = read.pop()
-    for values in read:
+    parsed = [_parsed(path) for path in [*filter(None, overlays), configuration]]  # a fault of an overlay is told first
+    merged = parsed.pop()
+    for values in parsed:
         _merge(merged, values)
     return load(merged)
 
 
-def _read(path):
-    import yaml  # here, as the workflow reads its configuration itself
+def _parsed(path):
+    import yaml  # Snakemake, which imports this module as well, has parsed the files by itself
 
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file; check the path")
