@@ -243,7 +243,9 @@ def test_rules_choose_per_model_and_are_compared_with_the_fixed_weight_of_tune_c
     assert only(found, metric="AS", attack="finextract-agreement").value == pytest.approx(best - 0.1)
     row = only(found, metric="AS chosen minus fixed")
     assert row.guidance == "noise-norm minus w=8" and row.value == pytest.approx(0.2)  # two doublings from 2 to 8
-    assert "AS chosen minus fixed minimum detectable effect" in set(found.metric)
+    assert "AS chosen minus fixed minimum detectable effect" not in set(found.metric), "by as much for all"
+    test.loc[test.concept == "c0", "extracted"] *= 0.9
+    assert only(evaluated(test, tmp_path, tuning=tune), metric="AS chosen minus fixed minimum detectable effect").value > 0
 
 
 def test_the_published_weight_is_held_against_the_grid(tmp_path):

@@ -198,7 +198,8 @@ def test_recovered_captions_by_length_with_their_control(tmp_path):
 
 
 def test_where_all_models_agree_the_interval_is_that_of_as_many_trials():
-    """The sharpest bound that holds for a mean of n values of at most 1, all of them 1, is (alpha / 2)^(1 / n); Wilson's is a little above it."""
+    """The sharpest bound that holds for a mean of n values of at most 1, all of them 1, is (alpha / 2)^(1 / n); Wilson's is a little above it. Where all are 0,
+    between -1 and 1, as many may be 1, or -1, as there would not be 1 then."""
     models = pd.DataFrame({"concept": [f"c{n % 4}" for n in range(8)], "seed": "0", "model_id": [f"m{n}" for n in range(8)]})
     exact = 0.025 ** (1 / 8)
     share = attacker_rows.mean_of_models(np.ones(8), models, OPTIONS, attacker_rows.SHARE)
@@ -206,7 +207,7 @@ def test_where_all_models_agree_the_interval_is_that_of_as_many_trials():
     difference = attacker_rows.mean_of_models(np.ones(8), models, OPTIONS, attacker_rows.DIFFERENCE)
     assert difference.low == pytest.approx(2 * share.low - 1)
     none = attacker_rows.mean_of_models(np.zeros(8), models, OPTIONS, attacker_rows.DIFFERENCE)
-    assert none.low < -0.5 and none.high == pytest.approx(-none.low)
+    assert none.high == pytest.approx(1 - share.low) and none.low == pytest.approx(share.low - 1)
     assert attacker_rows.mean_of_models(np.arange(8) / 8, models, OPTIONS, attacker_rows.SHARE).low > 0.1
 
 

@@ -112,7 +112,7 @@ def test_differences_are_paired(study):
         row = one(table, metric="AS", attack=attack, method="lora")
         assert (row.value, row.ci_low, row.ci_high) == pytest.approx((value, value, value), abs=1e-6)
     assert one(table, metric="AS", attack="finextract-minus-cfg", method="lora").setting == "w=3,k=-0.02 minus w=3"
-    assert one(table, metric="AS minimum detectable effect", attack="finextract-minus-cfg", method="lora").value == pytest.approx(0, abs=1e-6)
+    assert not ((table.metric == "AS minimum detectable effect") & (table.attack == "finextract-minus-cfg") & (table.method == "lora")).any(), "nothing varies"
 
 
 def test_methods_are_paired_on_common_seeds(study):
@@ -122,6 +122,7 @@ def test_methods_are_paired_on_common_seeds(study):
     first, second = (part[(part.attack == "finextract") & (part.seed == 0)].extracted.mean() for part in (lora, dreambooth))
     assert row.value == pytest.approx(first - second, abs=1e-6)
     assert row.ci_low < row.value < row.ci_high
+    assert one(table, metric="AS minimum detectable effect", attack="finextract", method="lora-minus-dreambooth").value > 0
 
 
 def test_few_concepts_say_so(tmp_path):

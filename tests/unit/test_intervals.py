@@ -106,6 +106,8 @@ def test_values_that_are_all_alike_get_the_bounds_of_as_many_trials_as_units():
     assert (found.low, found.high) == pytest.approx((0.0, 0.1611), abs=5e-5), "Newcombe's 0 of 20: the concepts are what is independent"
     every = intervals.within(intervals.bootstrap(np.full(200, 50.0), *labels), np.full(200, 50.0), span=(0, 50))
     assert (every.value, every.low, every.high) == pytest.approx((50, 50 * (1 - 0.1611), 50), abs=5e-3)
+    between = intervals.within(none, np.zeros(200), span=(-1, 1))
+    assert (between.low, between.high) == pytest.approx((-0.1611, 0.1611), abs=5e-5), "a difference of shares: 0.1611 may differ, all one way"
     varied = np.arange(200) % 2.0
     plain = intervals.bootstrap(varied, *labels)
     assert intervals.within(plain, varied) is plain
@@ -123,6 +125,7 @@ def test_minimum_detectable_effect_has_its_power():
     """Large samples: (1.96 + .84) standard errors; and a simulated t test at 10 clusters finds the effect about 80 % of the time."""
     assert intervals.minimum_detectable_effect(1.0, 10**6) == pytest.approx(2.8016, abs=1e-3)
     assert np.isnan(intervals.minimum_detectable_effect(1.0, 1))
+    assert np.isnan(intervals.minimum_detectable_effect(1e-17, 10)), "a spread of zero is not known from ten values that are alike"
     effect = intervals.minimum_detectable_effect(1 / np.sqrt(10), 10)
     samples = np.random.default_rng(0).normal(effect, 1, (20000, 10))
     t = samples.mean(1) / samples.std(1, ddof=1) * np.sqrt(10)

@@ -70,6 +70,20 @@ def test_differences_are_paired_and_against_the_best_control(tmp_path):
     assert value(table, "spectral-minus-best-control", "cosine").value == pytest.approx(0.3)  # minus the constant
     assert value(table, "spectral-minus-control", "cosine", control="constant").value == pytest.approx(0.3)
     assert not table.attack.str.startswith("true-prompt-minus").any()
+    hit = value(table, "spectral-minus-autoencoder", "rank-1")
+    assert (hit.value, hit.ci_low, hit.ci_high) == pytest.approx((1, 1 - 2 * 0.277533, 1), abs=1e-5)  # Wilson, 0 of 10: so many may be wrong, and by 2
+    missed = value(table, "autoencoder-minus-best-control", "rank-1")
+    assert (missed.value, missed.ci_low, missed.ci_high) == pytest.approx((0, -0.277533, 0.277533), abs=1e-5)
+    assert not table.metric.isin(["rank-1 minimum detectable effect", "MRR minimum detectable effect"]).any(), "nothing varies"
+
+
+def test_an_attack_that_cannot_tell_two_kinds_of_weights_apart_differs_by_nothing(tmp_path):
+    cosine = np.linspace(0.2, 0.6, 10)
+    table = evaluate(tmp_path, *(scores("spectral", "pictures", 4, cosine, defence) for defence in ("", "gauge-10", "rank-1")))
+    table = pd.concat([table, evaluate(tmp_path, scores("spectral", "pictures", 4, cosine), scores("spectral", "pictures", 4, cosine + 0.1, "int8"))])
+    shares = table[table.defence.str.endswith("-minus-none") & (table.metric == "rank-1")].set_index("defence")
+    assert (shares.loc["gauge-10-minus-none", ["value", "ci_low", "ci_high"]] == 0).all()
+    assert shares.loc["int8-minus-none", "ci_high"] == pytest.approx(0.277533, abs=1e-5), "it might have hit others"
 
 
 def test_a_constant_is_a_control_of_what_is_drawn_in_the_same_way(tmp_path):

@@ -15,6 +15,7 @@ from scipy import stats
 from tuneleak.errors import InputError
 
 MINIMUM_CLUSTERS = 8
+ROUNDING = 1e-7  # a standard error of no more is none: tables have six decimals
 
 
 @dataclass(frozen=True)
@@ -91,14 +92,13 @@ def paired_difference(first, second, concepts, seeds, images, **settings):
 
 
 def within(found, values, confidence=0.95, span=(0.0, 1.0)):
-    """The interval `found` of a mean of `values` that lie within `span`, as it is where they differ. Where all are alike nothing could be resampled; then
-    Wilson's bounds of as many trials as there are units hold, because of all that lies within the span its two ends vary most."""
+    """The interval `found` of a mean of `values` that lie within `span`, as it is where they differ. Where all are alike nothing could be resampled; then as
+    many others as Wilson's bound of none in as many trials as there are units allows may lie at either end of the span."""
     values = _finite(values)
     if values.min() < values.max():
         return found
-    least, width = span[0], span[1] - span[0]
-    low, high = (least + width * bound for bound in wilson((found.value - least) / width * found.units, found.units, confidence))
-    return replace(found, low=low, high=high)
+    others = wilson(0, found.units, confidence)[1]
+    return replace(found, low=found.value - others * (found.value - span[0]), high=found.value + others * (span[1] - found.value))
 
 
 def wilson(successes, trials, confidence=0.95):
@@ -113,8 +113,9 @@ def wilson(successes, trials, confidence=0.95):
 
 
 def minimum_detectable_effect(standard_error, clusters, confidence=0.95, power=0.8):
-    """Smallest true mean that a two-sided t test against 0 at level `1 - confidence` finds with probability `power` (central-t approximation)."""
-    if clusters < 2:
+    """Smallest true mean that a two-sided t test against 0 at level `1 - confidence` finds with probability `power` (central-t approximation); NaN where
+    nothing varied, which tells of no spread."""
+    if clusters < 2 or standard_error < ROUNDING:
         return float("nan")
     freedom = clusters - 1
     return float((stats.t.ppf(0.5 + confidence / 2, freedom) + stats.t.ppf(power, freedom)) * standard_error)

@@ -33,6 +33,7 @@ NUMBERS = ["rank", "genuine", "stranger", "threshold", "cosine"]
 OPTIONAL = ["agreement", "stranger_agreement", "copy_similarity", "caption_accuracy", "clip_i", "clip_t", "dino"]
 PROPORTIONS = ("rank-1", "rank-5", "TAR@FAR=1e-2")
 COMPARED = ("MRR", "rank-1", "cosine")
+SAME = 1e-4  # two cosines that differ by no more are one, but for rounding on the way
 CAPTIONS = "caption accuracy"
 FURTHER = {"caption_accuracy": CAPTIONS, "clip_i": "CLIP-I", "clip_t": "CLIP-T", "dino": "DINO"}
 BASELINES = ("constant", "constant-finextract", "constant-refined", "unconditional", "guessed-prompt", "searched-prompt", "update-matching")
@@ -191,13 +192,17 @@ def _sizes(paths, options):
 
 
 def paired(first, second, name, setting, metrics, options, effects=True):
-    """Rows of the difference of two attacks, or of one on two kinds of weights, on the same victims in the same order."""
+    """Rows of the difference of two attacks, or of one on two kinds of weights, on the same victims in the same order. Where both gave the same (an invariant
+    attack under what it is invariant to) it is 0 without doubt; where only the shares of some victims are, as far as so many can tell."""
     if list(first.concept) != list(second.concept) or list(first.seed) != list(second.seed):
         raise InputError(f"{name}: the two attacks do not cover the same victims; give all scores of both")
     key = first.iloc[0][GROUP].to_dict() | {"attack": name, "setting": setting}
-    rows = []
+    rows, same = [], list(first["rank"]) == list(second["rank"]) and np.allclose(first.cosine, second.cosine, rtol=0, atol=SAME)
     for metric in metrics:
-        interval = _bootstrap(values_of(first)[metric] - values_of(second)[metric], first, options)
+        differences = values_of(first)[metric] - values_of(second)[metric]
+        interval = _bootstrap(differences, first, options)
+        if metric in PROPORTIONS and not same:
+            interval = intervals.within(interval, differences, options.confidence, (-1, 1))
         rows.append(_row(key, first, metric, interval))
         effect = intervals.minimum_detectable_effect(interval.standard_error, interval.units, options.confidence)
         if effects and np.isfinite(effect):
