@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from tuneleak.errors import InputError
 from tuneleak.metrics import intervals
@@ -111,6 +112,33 @@ def test_values_that_are_all_alike_get_the_bounds_of_as_many_trials_as_units():
     varied = np.arange(200) % 2.0
     plain = intervals.bootstrap(varied, *labels)
     assert intervals.within(plain, varied) is plain
+
+
+def test_few_models_have_students_interval():
+    """Of 1, 2, 4: mean 7/3, standard error sqrt(7)/3, t of two degrees of freedom 4.3027."""
+    found = intervals.per_model([1, 2, 4], ["a", "a", "b"], [0, 1, 0])
+    assert (found.value, found.standard_error) == pytest.approx((7 / 3, 7**0.5 / 3)) and (found.unit, found.units, found.n) == ("models", 3, 3)
+    assert (found.low, found.high) == pytest.approx((7 / 3 - 4.3027 * 7**0.5 / 3, 7 / 3 + 4.3027 * 7**0.5 / 3), abs=1e-4)
+    assert found.p == pytest.approx(2 * stats.t.sf(7**0.5, 2))
+    share = intervals.per_model([0, 0, 1, 0], list("abcd"), [0] * 4, span=(0, 1))
+    assert (share.low, share.high) == (0, 1), "a quarter, give or take 3.18 quarters"
+    alike = intervals.per_model([0.7, 0.7], ["a", "b"], [0, 0])
+    assert alike.value == pytest.approx(0.7) and np.isnan([alike.low, alike.high]).all(), "two models that agree tell of no third"
+    assert intervals.per_model([0.0, 0.0], ["a", "b"], [0, 0], span=(0, 1)).high == pytest.approx(0.6576, abs=1e-4)  # Wilson, 0 of 2
+    single = intervals.per_model([0.7], ["a"], [0])
+    assert single.value == 0.7 and np.isnan([single.low, single.high]).all()
+
+
+def test_students_interval_covers_what_a_bootstrap_of_three_does_not():
+    samples = np.random.default_rng(0).normal(size=(4000, 3))
+    covers = [found.low < 0 < found.high for found in (intervals.student(values) for values in samples)]
+    assert np.mean(covers) == pytest.approx(0.95, abs=0.012)
+    assert np.mean((samples.min(1) < 0) & (samples.max(1) > 0)) == pytest.approx(0.75, abs=0.02)
+
+
+def test_many_models_are_resampled_by_concept():
+    values, concepts, seeds, images = study(10, 2, 1, concept_sd=1.0)
+    assert intervals.per_model(values, concepts, seeds) == intervals.bootstrap(values, concepts, seeds, images)
 
 
 def test_wilson_against_newcombe():

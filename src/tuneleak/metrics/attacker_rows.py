@@ -1,7 +1,5 @@
 """Rows of the table of `evaluate attacker`, and the interval of one value per model."""
 
-import numpy as np
-
 from tuneleak.metrics import intervals
 
 SYSTEM = "finextract-attacker"
@@ -18,12 +16,6 @@ def row(key, metric, interval, table, qualifier=""):
 
 
 def mean_of_models(values, table, options, span=None):
-    """Interval of the mean over concepts of one value per model (rows of `table`). span: least and greatest possible value, if there are such."""
-    values = np.asarray(values, dtype=float)
+    """`intervals.per_model` of one value per model (rows of `table`)."""
     settings = {"replicates": options.bootstrap, "confidence": options.confidence, "seed": options.seed}
-    if table.concept.nunique() >= intervals.MINIMUM_CLUSTERS:
-        found = intervals.bootstrap(values, table.concept, table.seed, table.model_id, **settings)
-    else:  # too few concepts: models are resampled as if they were independent
-        one = np.zeros(len(table))
-        found = intervals.bootstrap(values, one, np.arange(len(table)), one, unit="models", **settings)
-    return intervals.within(found, values, options.confidence, span) if span else found
+    return intervals.per_model(values, table.concept, table.seed, span, **settings)

@@ -17,7 +17,7 @@ from scipy import stats
 
 from tuneleak import files
 from tuneleak.errors import InputError
-from tuneleak.metrics import dp_bars, reading
+from tuneleak.metrics import dp_bars, intervals, reading
 from tuneleak.metrics.dp_columns import PROMISES, UTILITY
 from tuneleak.metrics.finextract import COLUMNS, DECIMALS
 
@@ -61,17 +61,10 @@ def read_utility(paths):
     return table
 
 
-def over_runs(values, confidence):
-    """(mean, low, high) over two or more training runs: Student's interval."""
-    values = np.asarray(values, dtype=float)
-    half = stats.t.ppf(0.5 + confidence / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return values.mean(), values.mean() - half, values.mean() + half
-
-
 def _summary(key, group, confidence):
     facts = dict(zip(GROUP, key, strict=True))
     if len(group) > 1:
-        return _row(facts, *over_runs(group.value, confidence), "runs", len(group), group.seed)
+        return _over_runs(facts, group.value, confidence, group.seed)
     row = group.iloc[0]
     sampled = "" if row.ci_low == row.ci_high == row.value else "images"
     return _row(facts, row.value, row.ci_low, row.ci_high, sampled, int(row.n), group.seed)
@@ -104,11 +97,11 @@ def _differences(table, confidence):
 def _difference(facts, first, second, confidence):
     seeds = [seed for seed in first.index if seed in second.index]
     if len(second) == 1 and len(first) > 1 and "-minus-base" in facts["method"]:  # the base is one and the same for every run, but its pictures are a sample
-        value, low, _ = over_runs(first.value - second.value.iloc[0], confidence)
-        half = np.hypot(value - low, stats.norm.ppf(0.5 + confidence / 2) * second.standard_error.iloc[0])
+        runs = intervals.student(first.value - second.value.iloc[0], confidence)
+        value, half = runs.value, np.hypot(runs.value - runs.low, stats.norm.ppf(0.5 + confidence / 2) * second.standard_error.iloc[0])
         return _row(facts, value, value - half, value + half, "runs", len(first), first.index)
     if len(seeds) > 1:
-        return _row(facts, *over_runs(first.value[seeds] - second.value[seeds], confidence), "runs", len(seeds), seeds)
+        return _over_runs(facts, first.value[seeds] - second.value[seeds], confidence, seeds)
     if not seeds and len(second) > 1:
         return None
     one, other = first.loc[seeds[0]] if seeds else first.iloc[0], second.loc[seeds[0]] if seeds else second.iloc[0]
@@ -130,6 +123,11 @@ def _promise(key, group):
         raise InputError(f"the models of method {facts['method']!r}, {facts['defence']!r} differ in {facts['metric']} ({values}); train all its seeds alike")
     value = group.value.iloc[0]
     return _row(facts, value, value, value, "", int(group.n.iloc[0]), group.seed)
+
+
+def _over_runs(facts, values, confidence, seeds):
+    found = intervals.student(values, confidence)
+    return _row(facts, found.value, found.low, found.high, "runs", found.n, seeds)
 
 
 def _row(facts, value, low, high, interval, n, seeds):

@@ -208,12 +208,9 @@ def _proportion(hits, group, options):
 
 
 def bootstrap_models(values, models, options):
-    """The same for numbers of which there is one per model (columns concept, seed)."""
-    if models.concept.nunique() >= intervals.MINIMUM_CLUSTERS:
-        return bootstrap(values, models, options)
-    one = np.zeros(len(models))  # few concepts: the models are resampled as if they were independent
+    """`intervals.per_model` of numbers of which there is one per model (columns concept, seed)."""
     settings = {"replicates": options.bootstrap, "confidence": options.confidence, "seed": options.seed}
-    return intervals.bootstrap(values, one, np.arange(len(models)), one, unit="models", **settings)
+    return intervals.per_model(values, models.concept, models.seed, **settings)
 
 
 def row(key, group, metric, suffix, interval, say_unit=True):

@@ -2,7 +2,7 @@
 
 The unit of inference is the concept. With at least `MINIMUM_CLUSTERS` concepts they are resampled with replacement, and within each one drawn its
 model seeds (this counts seed noise twice, so it errs on the wide side). With fewer concepts their bootstrap is unreliable: then the
-images (or, for a number per model, the models) of each concept are resampled, and the result says so in `unit`; it speaks of these concepts only.
+images of each concept are resampled, and the result says so in `unit`; it speaks of these concepts only. Few numbers, one per model, have Student's interval.
 Intervals are percentile intervals, expanded for few units (Hesterberg 2015, "What teachers should know about the bootstrap"): of a mean of eight, plain ones
 miss the truth in 11 % instead of 5 %, because they are too narrow by sqrt((n - 1) / n) and know no t. BCa's acceleration is ill-determined with so few.
 """
@@ -20,7 +20,7 @@ ROUNDING = 1e-7  # a standard error of no more is none: tables have six decimals
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its interval; `n` rows, `units` of the kind `unit` resampled (concepts, images or models), `p` two-sided against 0."""
+    """An estimate with its interval; `n` rows, `units` of the kind `unit` (concepts, images or models) taken for independent, `p` two-sided against 0."""
 
     value: float
     low: float
@@ -41,7 +41,7 @@ def mean_of_concepts(values, concepts):
 def bootstrap(values, concepts, seeds, images, replicates=2000, confidence=0.95, seed=0, unit=None):
     """Interval of `mean_of_concepts` over rows `(n,)` labelled by concept, model seed and image.
 
-    unit: `concepts`, `images` or `models` forces what is resampled; None follows the rule above. An image keeps the rows of all its seeds
+    unit: `concepts` or `images` forces what is resampled; None follows the rule above. An image keeps the rows of all its seeds
     together, because they are not independent.
     """
     values = _finite(values)
@@ -57,6 +57,34 @@ def bootstrap(values, concepts, seeds, images, replicates=2000, confidence=0.95,
     picked = top[..., None], lower
     means = ((sums[picked] * drawn).sum(2) / (counts[picked] * drawn).sum(2)).mean(1)
     return _percentile(mean_of_concepts(values, concepts), means, confidence, len(values), unit, len(sizes) if unit == "concepts" else int(sizes.sum()))
+
+
+def per_model(values, concepts, seeds, span=None, replicates=2000, confidence=0.95, seed=0):
+    """Interval of a mean of `values` `(n,)`, one of each model: `bootstrap` over concepts from `MINIMUM_CLUSTERS` on, with fewer `student` over models.
+
+    span: least and greatest possible value, which no end passes; it gives ends to values that are all alike (`within`), which have none (NaN) otherwise if
+    they are of few concepts.
+    """
+    values = _finite(values)
+    if len(set(concepts)) >= MINIMUM_CLUSTERS:
+        found = bootstrap(values, concepts, seeds, seeds, replicates, confidence, seed)
+    else:
+        found = student(values, confidence)
+        varied = found.standard_error >= ROUNDING
+        ends = (max(found.low, span[0]), min(found.high, span[1])) if span else (found.low, found.high)
+        found = replace(found, low=ends[0] if varied else np.nan, high=ends[1] if varied else np.nan)
+    return within(found, values, confidence, span) if span else found
+
+
+def student(values, confidence=0.95):
+    """Student's interval of the mean of `values` `(n,)` of independent models, NaN ends of a single one. A bootstrap of three would end at the least and the
+    greatest of them, beyond which the mean lies in one of four cases."""
+    values = _finite(values)
+    mean, count = float(values.mean()), len(values)
+    error = float(values.std(ddof=1) / np.sqrt(count)) if count > 1 else np.nan
+    half = stats.t.ppf(0.5 + confidence / 2, count - 1) * error
+    p = 2 * stats.t.sf(abs(mean) / error, count - 1) if error > 0 else np.nan
+    return Interval(mean, float(mean - half), float(mean + half), count, "models", count, error, float(p))
 
 
 def bootstrap_statistic(statistic, concepts, images, replicates=2000, confidence=0.95, seed=0, span=None):

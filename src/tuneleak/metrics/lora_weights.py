@@ -87,11 +87,11 @@ def of_setting(key, group, options):
     """Rows of one attack in one setting; key: its columns up to `setting`."""
     rows = []
     for metric, values in values_of(group).items():
-        rows.append(_row(key, group, metric, _proportion(values, group, options) if metric in PROPORTIONS else _bootstrap(values, group, options)))
+        rows.append(_row(key, group, metric, _per_model(values, group, options, (0, 1) if metric in PROPORTIONS else None)))
     if "control=" not in key["setting"] and "bound=" not in key["setting"]:
         stranger = key | {"setting": f"{key['setting']}; control=stranger"}
-        rows.append(_row(stranger, group, "similarity", _bootstrap(group.stranger.to_numpy(), group, options)))
-    rows.append(_row(key, group, "similarity", _bootstrap(group.genuine.to_numpy(), group, options)))
+        rows.append(_row(stranger, group, "similarity", _per_model(group.stranger.to_numpy(), group, options)))
+    rows.append(_row(key, group, "similarity", _per_model(group.genuine.to_numpy(), group, options)))
     return rows + _leaked_bits(key, group, options)
 
 
@@ -181,12 +181,12 @@ def _sizes(paths, options):
     table["error"] = (table.predicted - table.n_images).abs()
     table["setting"], table["defence"], rows = "steps=" + table.steps, "", []
     for key, group in table.groupby(GROUP, sort=True):
-        rows.append(_row(dict(zip(GROUP, key, strict=True)), group, "MAE", _bootstrap(group.error.to_numpy(), group, options)))
+        rows.append(_row(dict(zip(GROUP, key, strict=True)), group, "MAE", _per_model(group.error.to_numpy(), group, options)))
     for (world, base, method, setting), group in table.groupby(["world", "base", "method", "setting"], sort=True):
         wide = group.pivot_table(index=["concept", "seed", "model_id"], columns="attack", values="error").reset_index()
         key = {"world": world, "base": base, "method": method, "defence": "", "setting": setting}
         for attack in sorted({"dsire", "dsire-update"} & set(wide)):
-            interval = _bootstrap((wide[attack] - wide["median"]).to_numpy(), wide, options)
+            interval = _per_model((wide[attack] - wide["median"]).to_numpy(), wide, options)
             rows.append(_row(key | {"attack": f"{attack}-minus-median"}, wide, "MAE", interval))
     return rows
 
@@ -200,9 +200,7 @@ def paired(first, second, name, setting, metrics, options, effects=True):
     rows, same = [], list(first["rank"]) == list(second["rank"]) and np.allclose(first.cosine, second.cosine, rtol=0, atol=SAME)
     for metric in metrics:
         differences = values_of(first)[metric] - values_of(second)[metric]
-        interval = _bootstrap(differences, first, options)
-        if metric in PROPORTIONS and not same:
-            interval = intervals.within(interval, differences, options.confidence, (-1, 1))
+        interval = _per_model(differences, first, options, (-1, 1) if metric in PROPORTIONS and not same else None)
         rows.append(_row(key, first, metric, interval))
         effect = intervals.minimum_detectable_effect(interval.standard_error, interval.units, options.confidence)
         if effects and np.isfinite(effect):
@@ -210,27 +208,16 @@ def paired(first, second, name, setting, metrics, options, effects=True):
     return rows
 
 
-def _bootstrap(values, group, options):
-    """Over people, or below 8 of them over the victims' models as if they were independent, which the row says; no ends (NaN) if all of so few are alike."""
+def _per_model(values, group, options, span=None):
+    """`intervals.per_model` of one value per victim."""
     settings = {"replicates": options.bootstrap, "confidence": options.confidence, "seed": options.seed}
-    if group.concept.nunique() >= intervals.MINIMUM_CLUSTERS:
-        return intervals.bootstrap(values, group.concept, group.seed, group.seed, **settings)
-    values = np.asarray(values, dtype=float)
-    if np.ptp(values) == 0:
-        return _endless(float(values[0]), len(values))
-    one = np.zeros(len(group))
-    return intervals.bootstrap(values, one, np.arange(len(group)), one, unit="models", **settings)
+    return intervals.per_model(values, group.concept, group.seed, span, **settings)
 
 
 def _endless(value, models):
     """An estimate of so few models that no interval can be given."""
     unknown = float("nan")
     return intervals.Interval(value, unknown, unknown, models, "models", models, unknown, unknown)
-
-
-def _proportion(hits, group, options):
-    """As `_bootstrap`, of shares of hits."""
-    return intervals.within(_bootstrap(hits, group, options), hits, options.confidence)
 
 
 def _row(key, group, metric, interval):
