@@ -6,6 +6,7 @@ from torch.nn import functional as F
 from tuneleak import files, runtime
 from tuneleak.data.imageset import ImageSet, as_tensor
 from tuneleak.models import training
+from tuneleak.models.precision import bfloat16_is_fast
 from tuneleak.options import AutoencoderOptions
 
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "retina", "immunohistochemistry", "hubble_deep_field", "colorwheel", "cat")
@@ -47,7 +48,7 @@ def train(images, out, options: AutoencoderOptions, device="auto"):
             return x, weight, torch.randn(shape, generator=runtime.generator("autoencoder-noise", options.seed, step))
 
         def loss_of(x, weight, noise):
-            with torch.autocast(device.type, torch.bfloat16):  # twice as fast where the processor has bf16 units; losses are float32
+            with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16_is_fast(device)):  # twice as fast there; losses are float32
                 posterior = autoencoder.encode(x).latent_dist
                 output = autoencoder.decode(posterior.mean + posterior.std * noise).sample
             return _loss(output.float(), x, weight, posterior, options)

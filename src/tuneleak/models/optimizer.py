@@ -8,6 +8,8 @@ import math
 
 import torch
 
+from tuneleak.models.precision import bfloat16_is_fast
+
 # Those of torch.optim.Muon, whose updates these are: it takes one matrix at a time and no learning rate of a recorded CUDA graph.
 MOMENTUM = 0.95
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # the quintic iteration's, steepest at zero
@@ -85,10 +87,13 @@ class MuonAdamW:
 
 
 def orthogonalise(matrices):
-    """Newton-Schulz iteration towards U V' of each of `(n, rows, columns)` = U S V', in bfloat16; returns float32 with singular values of about 0.7 to 1.2."""
+    """Newton-Schulz iteration towards U V' of each of `(n, rows, columns)` = U S V'; returns float32 with singular values of about 0.7 to 1.2.
+
+    In bfloat16 where that is fast, whose rounding the iteration bears.
+    """
     a, b, c = COEFFICIENTS
     tall = matrices.shape[1] > matrices.shape[2]
-    x = (matrices.mT if tall else matrices).bfloat16()
+    x = (matrices.mT if tall else matrices).to(torch.bfloat16 if bfloat16_is_fast(matrices.device) else torch.float32)
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(ITERATIONS):
         gram = x @ x.mT

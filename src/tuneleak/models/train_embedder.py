@@ -12,6 +12,7 @@ from tuneleak.data import captions, population
 from tuneleak.data.imageset import ImageSet, as_tensor
 from tuneleak.errors import InputError
 from tuneleak.models import augment, embedders, tokenizer, training
+from tuneleak.models.precision import bfloat16_is_fast
 from tuneleak.options import EmbedderOptions
 
 TEMPERATURE = 0.1  # of the contrastive losses (SimCLR)
@@ -76,8 +77,9 @@ def _restrict(table, pixels, options):
 
 
 def _half(network, *inputs):
-    """Forward in bfloat16 where that is faster (matrix units of recent processors), outputs in float32."""
-    with torch.autocast(inputs[0].device.type, torch.bfloat16):
+    """Forward in bfloat16 where that is fast, outputs in float32."""
+    device = inputs[0].device
+    with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16_is_fast(device)):
         outputs = network(*inputs)
     if isinstance(outputs, dict):
         return {name: output.float() for name, output in outputs.items()}
