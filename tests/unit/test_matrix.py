@@ -263,6 +263,8 @@ def test_pairs_are_of_the_same_candidates_with_the_same_membership():
 def test_the_front():
     leak, use = [0.9, 0.5, 0.6, 0.5, 0.2], [1.0, 0.8, 0.7, 0.8, 0.1]
     assert list(defended_use.pareto(leak, use)) == [True, True, False, True, True]
+    same = [0.9, 0.5, 0.6, 0.5 + 1e-5, 0.2]  # as other factors of the same update: rounding keeps nobody from the front
+    assert list(defended_use.pareto(same, use)) == list(defended_use.pareto(leak, [1.0, 0.8 + 1e-5, 0.7, 0.8, 0.1])) == [True, True, False, True, True]
 
 
 def test_the_best_defence_is_chosen_elsewhere():

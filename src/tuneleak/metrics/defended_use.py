@@ -4,7 +4,7 @@
 - `similarity kept`: (similarity - the base's) / (that of no defence - the base's): 1 is all of what the fine-tune gave, 0 none of it; left out if it
   gave nothing
 - `Pareto frequency`, per attack: share of bootstrap replicates (over concepts, or over models below eight) in which no other defence both leaks less and keeps
-  more similarity. 1: on the front whatever is drawn
+  more similarity, by more than rounding. 1: on the front whatever is drawn
 - defence `best-at-kept-utility-minus-none`, per attack: for each concept, the defence that leaks least *on the other concepts* among those that keep
   there at least the stated share of similarity, minus no defence, on this concept. Below 0: a defence exists that helps and costs little
 - attack `all`, `Kendall tau over attacks` (`seeds`): mean of Kendall's tau of the rankings of defences by two attacks (two seeds), with the
@@ -24,6 +24,7 @@ from tuneleak.metrics.defended_scores import NONE, SYSTEM
 
 USE = {"similarity_heldout": "similarity", "kid_heldout": "KID", "caption_accuracy": "caption accuracy", "loss_heldout": "held-out loss"}
 BEST = "best-at-kept-utility"
+TIE = 1e-4  # what rounding makes of the similarity of pictures that are drawn twice is below
 MODEL = ["method", "defence", "concept", "seed"]
 
 
@@ -153,9 +154,13 @@ def _plane(key, metric, leak, use, base, options):
 
 
 def pareto(leaked, used):
-    """Which points are on the front, `(n,)` bool: no other leaks at most as much and is of at least as much use, with one of the two better."""
+    """Which points are on the front, `(n,)` bool: no other leaks at most as much and is of at least as much use, with one of the two better.
+
+    Differences up to `TIE` are none: models that are the same but for rounding (other factors of one update) are on the front together or not at all.
+    """
     leaked, used = np.asarray(leaked, float), np.asarray(used, float)
-    better = (leaked[None] <= leaked[:, None]) & (used[None] >= used[:, None]) & ((leaked[None] < leaked[:, None]) | (used[None] > used[:, None]))
+    less, more = leaked[:, None] - leaked[None], used[None] - used[:, None]  # row: the point, column: how much better another is
+    better = (less >= -TIE) & (more >= -TIE) & ((less > TIE) | (more > TIE))
     return ~better.any(1)
 
 
