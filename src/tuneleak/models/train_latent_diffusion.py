@@ -15,6 +15,7 @@ from tuneleak.models import schedule, training
 from tuneleak.models.base import UNET_FILE, load_part
 from tuneleak.models.latent_diffusion import TIMESTEPS, build_unet, encode
 from tuneleak.models.modelset import CLASS_FILE
+from tuneleak.models.precision import bfloat16_is_fast
 from tuneleak.options import DiffusionOptions
 from tuneleak.privacy.conditioned import save_contexts
 
@@ -64,7 +65,7 @@ def train(images, first_stage, out, options: DiffusionOptions, device="auto"):
             with torch.no_grad():
                 latents = encode(autoencoder, x, spread) * autoencoder.config.scaling_factor
             noisy = add_noise(latents, noise, timesteps, alphas_cumprod)
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16_is_fast(device)):
                 output = model(noisy, timesteps, labels)
             return F.mse_loss(output.float(), noise), {}
 

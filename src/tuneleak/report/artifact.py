@@ -172,14 +172,14 @@ def _number(row):
     where = ", ".join(filter(None, (row["world"], row["method"])))
     if not row["value"]:
         return f"{where}: {row['status']}"
-    return f"{where}: {float(row['value']):.3f} [{float(row['ci_low']):.3f}, {float(row['ci_high']):.3f}] {row['status']}"
+    return f"{where}: {float(row['value']):z.3f} [{float(row['ci_low']):z.3f}, {float(row['ci_high']):z.3f}] {row['status']}"
 
 
 def _finding(row):
     where = ", ".join(filter(None, (row["world"], row["method"].replace("-minus-", " minus "))))
     if not row["value"]:
         return f"{where}: {row['status']}"
-    value, low, high = (f"{float(row[name]):.3f}" for name in ("value", "ci_low", "ci_high"))
+    value, low, high = (f"{float(row[name]):z.3f}" for name in ("value", "ci_low", "ci_high"))
     return f"{where}: {row['metric']} {value} [{low}, {high}], {row['status']}"
 
 

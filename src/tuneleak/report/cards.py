@@ -79,9 +79,9 @@ def _model_card(resources, measured):
     ]
     lines += ["| part | measure | value | interval | n | bar | met |", "|---|---|---|---|---|---|---|"]
     for row in measured.itertuples():
-        interval = "" if row.ci_low == row.value else f"{float(row.ci_low):.3f} to {float(row.ci_high):.3f}"
+        interval = "" if row.ci_low == row.value else f"{float(row.ci_low):z.3f} to {float(row.ci_high):z.3f}"
         met = {"": "", "True": "yes", "False": "**no**"}[str(row.met)]
-        lines.append(f"| {row.part} | {row.measure} | {float(row.value):.3f} | {interval} | {row.n} | {row.bar} | {met} |")
+        lines.append(f"| {row.part} | {row.measure} | {float(row.value):z.3f} | {interval} | {row.n} | {row.bar} | {met} |")
     lines += [
         "",
         "`sheets/` shows reconstructions beside originals, samples of the base beside photographs it trained on and photographs it did not (named.png),",

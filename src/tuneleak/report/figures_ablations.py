@@ -114,7 +114,7 @@ def _line(axis, mine, placed):
 def _in_words(method, part):
     """The single point of a method in a panel where no other is to be compared with."""
     row = part.iloc[0]
-    return f"{names.method_name(method)}, {row.place:g} alone: {row.value:.3f} [{row.ci_low:.3f}, {row.ci_high:.3f}]"
+    return f"{names.method_name(method)}, {row.place:g} alone: {row.value:z.3f} [{row.ci_low:z.3f}, {row.ci_high:z.3f}]"
 
 
 def _placed(table, options):

@@ -50,14 +50,14 @@ class Cell:
     def text(self):
         """What stands in the heat map."""
         shown = self.bits if self.bits is not None else self.own
-        return "" if shown is None else f"{round(shown.value, 2) + 0.0:.2f}"  # + 0.0: no minus before nothing
+        return "" if shown is None else f"{shown.value:z.2f}"
 
     @property
     def told(self):
         """Everything, for whoever points at it."""
         if self.own is None:
             return f"not run: {self.reason}"
-        parts = [f"{row.metric} {row.value:.3f} {_interval(row)}" for row in (self.bits, self.own, *self.beyond) if row is not None]
+        parts = [f"{row.metric} {row.value:z.3f} {_interval(row)}" for row in (self.bits, self.own, *self.beyond) if row is not None]
         note = f"; interval over {self.own.interval}" if self.own.interval else ""
         setting = f"; setting {self.own.guidance}" if self.own.guidance else ""
         return "; ".join(parts) + f"; n = {self.own.n:.0f}{note}{setting}"
@@ -82,7 +82,7 @@ def no_interval(row):
 
 def _interval(row):
     why = no_interval(row)
-    return f"({why})" if why else f"[{row.ci_low:.3f}, {row.ci_high:.3f}]" if row.ci_low < row.ci_high else "(by definition)"
+    return f"({why})" if why else f"[{row.ci_low:z.3f}, {row.ci_high:z.3f}]" if row.ci_low < row.ci_high else "(by definition)"
 
 
 def read(path):
@@ -232,8 +232,8 @@ def html(table):
         )
         for defence in defences(table, method):
             use = row_of(table, method, defence, "", "similarity kept")
-            told = no_likeness(table, method, defence) if use is None else f"similarity kept {use.value:.3f} {_interval(use)}"
-            line = [f"<tr><th>{escape(defence)}<td title='{escape(told)}'>{'' if use is None else f'{use.value:.2f}'}"]
+            told = no_likeness(table, method, defence) if use is None else f"similarity kept {use.value:z.3f} {_interval(use)}"
+            line = [f"<tr><th>{escape(defence)}<td title='{escape(told)}'>{'' if use is None else f'{use.value:z.2f}'}"]
             for column in shown:
                 found = cell(table, method, defence, column)
                 text = found.text if found.own is None or found.bits is not None else f"({found.text})"

@@ -105,4 +105,4 @@ def markdown(both):
 def _plain(value, low, high):
     if not np.isfinite(value):
         return tex.NOT_RECORDED
-    return f"{value:.3f}" if low == high else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+    return f"{value:z.3f}" if low == high else f"{value:z.3f} [{low:z.3f}, {high:z.3f}]"
