@@ -117,27 +117,30 @@ _CLAIMED = []
 
 
 def claim_gpu(pool=None, seconds=0.5):
-    """Take one of the `TUNELEAK_GPUS` devices of this machine for the life of this process and show torch only that one; returns its number.
+    """Take one of this machine's devices for the life of this process and show torch only that one; returns its name, as in `CUDA_VISIBLE_DEVICES`.
 
-    Snakemake counts devices but hands out no numbers. Nothing happens (None) when a scheduler or the user already chose
-    (`CUDA_VISIBLE_DEVICES`, SLURM), or with fewer than two devices. The kernel frees the claim however the process ends.
+    Snakemake counts devices (`TUNELEAK_GPUS`, how many it uses at once) but hands out no numbers. Where the user or a scheduler shows several, one of
+    these is taken. Nothing happens (None) where they show one or none, where SLURM names none, or when Snakemake uses fewer than two. The kernel frees the
+    claim however the process ends.
     """
-    count = int(os.environ.get("TUNELEAK_GPUS") or 0)
-    if count < 2 or _CLAIMED or os.environ.get("CUDA_VISIBLE_DEVICES") or os.environ.get("SLURM_JOB_ID"):
+    count, job = int(os.environ.get("TUNELEAK_GPUS") or 0), os.environ.get("SLURM_JOB_ID", "")
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES", "" if job else ",".join(map(str, range(count))))
+    devices = [name.strip() for name in shown.split(",")]
+    if min(count, len(devices)) < 2 or _CLAIMED:
         return None
-    pool = Path(pool or tempfile.gettempdir(), f"tuneleak-gpus-{os.getuid()}")
+    pool = Path(pool or tempfile.gettempdir(), f"tuneleak-gpus-{os.getuid()}{job and '-'}{job}")  # two allocations may both call theirs 0
     pool.mkdir(mode=0o700, exist_ok=True)
     while True:
-        for number in range(count):
-            handle = open(pool / f"{number}.lock", "w")  # noqa: SIM115 - held until the process ends
+        for name in devices:
+            handle = open(pool / f"{name.replace('/', '-')}.lock", "w")  # noqa: SIM115 - held until the process ends
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 handle.close()
                 continue
             _CLAIMED.append(handle)
-            os.environ["CUDA_VISIBLE_DEVICES"] = str(number)
-            return number
+            os.environ["CUDA_VISIBLE_DEVICES"] = name
+            return name
         time.sleep(seconds)
 
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from tuneleak.errors import InputError
@@ -137,3 +138,57 @@ def test_checkpoints(name, tmp_path):
     with pytest.raises(InputError, match=says):
         checkpoint.load(tmp_path, "m", *state)
     assert vector.eq(1).all()
+
+
+def trainings():
+    """{kind: (module, save(folder), load(folder), file that holds the tensors)} of the other trainings that go on from a checkpoint."""
+    from types import SimpleNamespace
+
+    from tuneleak.attacks.weights import checkpoint
+    from tuneleak.models import train_first_stage, training
+    from tuneleak.models.optimizer import MuonAdamW
+    from tuneleak.privacy import state
+    from tuneleak.privacy.accounting import Ledger
+
+    def stepped(optimizer, module):
+        module(torch.ones(1, 4)).sum().backward()
+        optimizer.step()
+        return optimizer
+
+    module = torch.nn.Linear(4, 4)
+    muon, adam = stepped(MuonAdamW(module, 1e-3, 1e-3, 0.0), module), stepped(torch.optim.AdamW(module.parameters()), module)
+    base = {
+        "save": lambda folder: training._save(folder / "x", 1, module, muon, {"weight": module.weight.detach()}, []),
+        "load": lambda folder: training._resume(folder / "x", module, muon, {"weight": torch.zeros(4, 4)}),
+    }
+    encoder = {
+        "save": lambda folder: checkpoint.save(folder, 1, module, adam, [], [0.0] * checkpoint.TERMS),
+        "load": lambda folder: checkpoint.load(folder, module, adam),
+    }
+    trainer = train_first_stage._Trainer.__new__(train_first_stage._Trainer)
+    trainer.first_stage = trainer.discriminator = module
+    trainer.optimizers, trainer.done, trainer.rows, trainer.started = [adam, adam], 1, [], 0.0
+    vector = torch.zeros(3, requires_grad=True)
+    vector.grad = torch.ones(3)
+    private = SimpleNamespace(vector=vector, optimizer=torch.optim.AdamW([vector]), average=torch.zeros(3), ledger=Ledger(), log=[], step_number=1)
+    private.optimizer.step()
+    privately = {"save": lambda folder: state.save(folder, "m", private), "load": lambda folder: state.load(folder, "m", private)}
+    return {"base": base, "encoder": encoder, "first-stage": {"save": trainer.save, "load": trainer.resume}, "private": privately}
+
+
+@pytest.mark.parametrize("held", [{}, {"weights": torch.zeros(2)}, "misshapen"], ids=["nothing", "another", "misshapen"])
+@pytest.mark.parametrize("kind", ["base", "encoder", "first-stage", "private"])
+def test_checkpoints_of_other_trainings(kind, held, tmp_path):
+    """Readable but of something else: every training says which folder or file to remove."""
+    training = trainings()[kind]
+    training["save"](tmp_path)
+    training["load"](tmp_path)
+    (path,) = tmp_path.glob("*.safetensors")
+    if held == "misshapen":
+        with safe_open(path, "pt") as handle:
+            held, note = {name: torch.zeros(2, 7) for name in handle.keys()}, handle.metadata()  # noqa: SIM118
+    else:
+        note = None
+    save_file(held, path, metadata=note)
+    with pytest.raises(InputError, match="no checkpoint of this training; remove"):
+        training["load"](tmp_path)

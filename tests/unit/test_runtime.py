@@ -133,8 +133,13 @@ def test_jobs_of_one_machine_claim_different_gpus(tmp_path):
     assert third.stdout.readline() in {"0\n", "1\n"}
     for process in (jobs[1], third):
         process.communicate("")
-    for environment in ({"TUNELEAK_GPUS": "1"}, {"CUDA_VISIBLE_DEVICES": "1"}, {"SLURM_JOB_ID": "7"}):
+    for environment in ({"TUNELEAK_GPUS": "1"}, {"CUDA_VISIBLE_DEVICES": "1"}, {"CUDA_VISIBLE_DEVICES": ""}, {"SLURM_JOB_ID": "7"}):
         assert job(**environment).communicate("")[0] == "None\n"
+    for environment in ({}, {"SLURM_JOB_ID": "7"}):  # several that somebody chose
+        jobs = [job(CUDA_VISIBLE_DEVICES="2,GPU-5d8f", **environment) for _ in range(2)]
+        assert {process.stdout.readline() for process in jobs} == {"2\n", "GPU-5d8f\n"}
+        for process in jobs:
+            process.communicate("")
 
 
 def _soon(condition, seconds=20):

@@ -17,7 +17,7 @@ rule all:
 rule job:
     output: "{i}.done"
     resources: gpu=1
-    shell: "date +%s.%N > {output}; sleep 1; date +%s.%N >> {output}"
+    shell: "date +%s.%N > {output}; sleep 1; date +%s.%N >> {output}; echo $TUNELEAK_GPUS >> gpus"
 """
 # a job as the project's rules start it, and one with a shell between it and Snakemake
 LONG_JOB = """
@@ -48,6 +48,7 @@ def test_gpu_jobs_run_one_at_a_time_unless_more_are_allowed(mini, arguments, lim
     made.overlay("gpus: 1")
     made.snakemake("--configfile", "overlay.yaml", *arguments, cores=4)
     assert most_at_once(made.folder) == limit
+    assert (made.folder / "gpus").read_text().split() == [str(limit)] * 4  # among how many each claims its own
 
 
 def test_the_scheduler_wakes_when_jobs_end_only(mini):

@@ -22,11 +22,12 @@ except InputError as error:
 
 runtime.put_this_python_first()
 
-# Jobs `exec` Python, so that it is Snakemake's own child: runtime.die_with_parent reads TUNELEAK_PARENT, runtime.claim_gpu TUNELEAK_GPUS.
-shell.prefix(f"set -euo pipefail; export PYTHONPATH={shlex.quote(str(ROOT / 'src'))} TUNELEAK_PARENT=$PPID TUNELEAK_GPUS={study.gpus}; ")
-
 # Without a limit Snakemake ignores `gpu` on one machine and starts as many GPU jobs as there are cores; --resources gpu=2 still wins.
 workflow.global_resources.setdefault("gpu", study.gpus)
+GPUS_AT_ONCE = workflow.global_resources["gpu"].value
+
+# Jobs `exec` Python, so that it is Snakemake's own child: runtime.die_with_parent reads TUNELEAK_PARENT, runtime.claim_gpu TUNELEAK_GPUS.
+shell.prefix(f"set -euo pipefail; export PYTHONPATH={shlex.quote(str(ROOT / 'src'))} TUNELEAK_PARENT=$PPID TUNELEAK_GPUS={GPUS_AT_ONCE}; ")
 
 
 # Snakemake's limit on how many jobs start in a second wakes its scheduler every second, once more for each job that has ended: a sixth of a core after 120

@@ -46,7 +46,8 @@ def load(folder, name, vector, optimizer, generator, losses):
     tensors = weights.load_tensors(path, f"remove {folder} to begin again")
     adams = {"exp_avg", "exp_avg_sq", "optimizer_step"} if isinstance(optimizer, torch.optim.AdamW) else set()  # plain descent has no state
     fits = tensors.keys() >= {"weights", "losses", "generator", *adams}
-    if not fits or tensors["weights"].shape != vector.shape or tensors["losses"].shape != losses.shape:
+    shaped = {"weights", *adams} - {"optimizer_step"}
+    if not fits or any(tensors[key].shape != vector.shape for key in shaped) or tensors["losses"].shape != losses.shape:
         raise InputError(f"{path} is no checkpoint of this fine-tune; remove {folder} to begin again")
     with torch.no_grad():
         vector.copy_(tensors["weights"])

@@ -203,14 +203,14 @@ class _Trainer:
         if not (folder / "state.safetensors").is_file():
             return
         tensors = weights.load_tensors(folder / "state.safetensors", f"remove {folder} to begin again")
-        with weights.opened(folder / "state.safetensors") as handle:
-            self.done = int(handle.metadata()["step"])
-        for part, module, optimizer in self._parts():
-            module.load_state_dict({name: tensors[f"{part}.{name}"] for name in module.state_dict()})
-            for name, parameter in module.named_parameters():
-                found = {key: tensors[f"{part}.{key}.{name}"] for key in STATE if f"{part}.{key}.{name}" in tensors}
-                if found:
-                    optimizer.state[parameter] = {key: value if key == "step" else value.to(parameter.device) for key, value in found.items()}
+        with weights.restoring(folder / "state.safetensors", folder):
+            self.done = int(weights.header(folder / "state.safetensors")["step"])
+            for part, module, optimizer in self._parts():
+                module.load_state_dict({name: tensors[f"{part}.{name}"] for name in module.state_dict()})
+                for name, parameter in module.named_parameters():
+                    found = {key: tensors[f"{part}.{key}.{name}"] for key in STATE if f"{part}.{key}.{name}" in tensors}
+                    if found:
+                        optimizer.state[parameter] = {key: value if key == "step" else value.to(parameter.device) for key, value in found.items()}
         if (folder / "rows.json").is_file():
             self.rows = [row for row in files.read_object(folder / "rows.json", "rows")["rows"] if row["step"] < self.done]
         self.started -= self.rows[-1]["seconds"] if self.rows else 0.0

@@ -146,20 +146,15 @@ def _resume(checkpoint, module, optimizer, averaged):
     if not path.is_file() or not checkpoint.with_suffix(".json").is_file():
         return 0, []
     tensors, state = weights.load_tensors(path, "remove it to begin again"), files.read_object(checkpoint.with_suffix(".json"), "step", "rows")
-    if int(_metadata(path)["step"]) != state["step"]:  # killed between the two writes
-        state = {"step": int(_metadata(path)["step"]), "rows": [row for row in state["rows"] if row["step"] < int(_metadata(path)["step"])]}
-    module.load_state_dict({name.removeprefix("module."): value for name, value in tensors.items() if name.startswith("module.")})
-    for name, value in averaged.items():
-        value.copy_(tensors[f"average.{name}"])
-    optimizer.load_state({name.removeprefix("optimizer."): value for name, value in tensors.items() if name.startswith("optimizer.")})
+    with weights.restoring(path, path):
+        step = int(weights.header(path)["step"])
+        module.load_state_dict({name.removeprefix("module."): value for name, value in tensors.items() if name.startswith("module.")})
+        for name, value in averaged.items():
+            value.copy_(tensors[f"average.{name}"])
+        optimizer.load_state({name.removeprefix("optimizer."): value for name, value in tensors.items() if name.startswith("optimizer.")})
+    if step != state["step"]:  # killed between the two writes
+        state = {"step": step, "rows": [row for row in state["rows"] if row["step"] < step]}
     return state["step"], state["rows"]
-
-
-def _metadata(path):
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as handle:
-        return handle.metadata()
 
 
 def save_half(state, path):

@@ -1,5 +1,6 @@
 """Reading and writing weights that come from, or go to, somebody else: safetensors only, every shape checked before a tensor is read."""
 
+import contextlib
 import json
 import re
 from dataclasses import dataclass
@@ -43,6 +44,15 @@ def load_tensors(path, advice):
     """All tensors of one of our own safetensors files, by name; an `InputError` with `advice` if it cannot be read."""
     with opened(path, advice) as handle:
         return {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (safe_open is no mapping)
+
+
+@contextlib.contextmanager
+def restoring(path, remove):
+    """Around what puts a checkpoint's tensors into place: where they do not fit, an `InputError` that says what to remove."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, RuntimeError):
+        raise InputError(f"{path} is no checkpoint of this training; remove {remove} to begin again") from None
 
 
 def read_tensors(path, shapes, ignore=()):

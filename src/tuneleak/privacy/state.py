@@ -33,7 +33,8 @@ def load(folder, name, trainer):
         return
     facts = files.read_object(note, "step", "file", "history", "log")
     tensors = weights.load_tensors(files.inside(folder, facts["file"]), f"remove {folder} to begin again")
-    if not tensors.keys() >= {"weights", "exp_avg", "exp_avg_sq", "optimizer_step"} or tensors["weights"].shape != trainer.vector.shape:
+    shaped = {"weights", "exp_avg", "exp_avg_sq"} | ({"average"} if trainer.average is not None else set())
+    if not tensors.keys() >= shaped | {"optimizer_step"} or any(tensors[key].shape != trainer.vector.shape for key in shaped):
         raise InputError(f"{note}: its tensors are no checkpoint of this training; remove {folder} to begin again")
     with torch.no_grad():
         trainer.vector.copy_(tensors["weights"])

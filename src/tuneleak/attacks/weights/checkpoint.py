@@ -34,14 +34,16 @@ def load(folder, encoder, optimizer):
     if not (folder / "state.json").is_file():
         return 0, [], [0.0] * TERMS
     state = files.read_object(folder / "state.json", "step", "file", "log", "sums")
-    tensors = weights.load_tensors(files.inside(folder, state["file"]), f"remove {folder} to begin again")
-    encoder.load_state_dict({name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")})
+    path = files.inside(folder, state["file"])
+    tensors = weights.load_tensors(path, f"remove {folder} to begin again")
     moments = {}
     for name, value in tensors.items():
         if name.startswith("adam."):
             _, number, key = name.split(".", 2)
             moments.setdefault(int(number), {})[key] = value if key != "step" else torch.as_tensor(value)
-    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    with weights.restoring(path, folder):
+        encoder.load_state_dict({name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")})
+        optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     return state["step"], [tuple(row) for row in state["log"]], state["sums"]
 
 
