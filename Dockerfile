@@ -1,4 +1,4 @@
-# tuneleak with everything it needs, at the versions that were tested.
+# tuneleak with everything it needs; what it names itself at the versions that were tested (constraints.txt).
 #     docker build --tag tuneleak .
 #     docker run --rm --volume "$PWD/results:/tuneleak/results" tuneleak make reproduce PRESET=smoke
 # PyTorch comes with CUDA (docker run --gpus all ...). For its much smaller CPU build pass the index that PyTorch's install page names as a further one:
@@ -18,6 +18,7 @@ RUN python -m venv .venv \
     && .venv/bin/python -m pip install --no-cache-dir $TORCH_OPTIONS torch torchvision --constraint constraints.txt
 
 COPY . .
-RUN make setup && .venv/bin/tuneleak --help > /dev/null
+# whoever runs it, not root alone (Apptainer, --user), may write what Snakemake and LaTeX leave in this folder
+RUN make setup && .venv/bin/tuneleak --help > /dev/null && chmod a+rwx .
 ENV PATH=/tuneleak/.venv/bin:$PATH
 CMD ["make", "help"]

@@ -90,7 +90,7 @@ test: setup ruff ## formatting, lint, dry runs of all presets, unit tests, and t
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder # threads of two workers would wait for each other
 
 test-gpu: setup ## one step of every stage at full size on a GPU; skipped where there is none
-	$(BIN)/python -m pytest -m gpu -rs
+	$(BIN)/python -m pytest -m gpu -rsP # P: the memory it took
 
 BENCHMARKS ?= paper/reference/benchmarks.csv
 

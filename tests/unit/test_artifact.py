@@ -28,6 +28,7 @@ def test_a_stale_file_is_named_and_can_be_written_anew(tmp_path, monkeypatch):
     for name in itertools.chain(*artifact.BLOCKS.values()):
         monkeypatch.setattr(artifact, f"{name}_table", lambda *_, name=name: f"table of {name}")
     monkeypatch.setattr(artifact, "estimated_costs", lambda root: {"paper": {}})
+    monkeypatch.setattr(artifact, "planned_jobs", lambda root: {"paper": {}})
     for path, blocks in artifact.BLOCKS.items():
         (tmp_path / path).write_text("".join(f"before\n<!-- {name}:begin -->\nold\n<!-- {name}:end -->\n" for name in blocks))
     with pytest.raises(InputError, match="artifact --write"):
@@ -100,9 +101,9 @@ def test_each_study_tells_once_what_it_took_and_needs_at_the_papers_scale():
 
 
 def test_the_readme_states_the_totals():
-    table = artifact.estimates_table(artifact.estimated_costs(ROOT))
+    table = artifact.estimates_table(artifact.estimated_costs(ROOT), artifact.planned_jobs(ROOT))
     total = next(line for line in table.splitlines() if line.startswith("| paper | all |")).split("|")
-    assert f"{total[5].strip()} GPU-hours of one 24 GB GPU and {total[6].strip()} GB of disk in all" in (ROOT / "README.md").read_text()
+    assert f"{total[6].strip()} GPU-hours of one 24 GB GPU and {total[7].strip()} GB of disk in all" in (ROOT / "README.md").read_text()
 
 
 def test_the_readme_states_the_totals_of_the_pairs():

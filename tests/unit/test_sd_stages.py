@@ -25,6 +25,7 @@ from tuneleak.attacks.membership import secmi_stat
 from tuneleak.attacks.membership.query import Pictures, Query
 from tuneleak.attacks.weights import autoencoder, baselines, spectral
 from tuneleak.attacks.weights.draw import Studio
+from tuneleak.estimate import STABLE_DIFFUSION_1
 from tuneleak.finetune import loop, methods, objective, private, private_data
 from tuneleak.models import schedule, tokenizer
 from tuneleak.models.base import Base
@@ -44,12 +45,7 @@ from tuneleak.options import (
 from tuneleak.privacy import gradients
 
 CAPTION = "the face of ada"
-MEMORY = 16  # GB that the largest stage takes: weights, their copy in one vector, gradients
-UNET = {
-    "in_channels": 4, "out_channels": 4, "layers_per_block": 2, "block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768,
-    "attention_head_dim": 8, "norm_num_groups": 32,
-    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",), "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-}  # fmt: skip
+MEMORY = 16  # GB that the largest stage may take: weights, their copy in one vector, gradients
 VAE = {
     "latent_channels": 4, "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "norm_num_groups": 32, "scaling_factor": 0.18215,
     "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
@@ -78,7 +74,7 @@ def draw(make, device):
 
 @pytest.fixture(scope="module", params=DEVICES)
 def base(request, tmp_path_factory):
-    """Stable Diffusion v1.4 in everything but its weights; at the end says what memory was the peak."""
+    """Stable Diffusion v1.4 in everything but its weights."""
     device = request.param
     if device == "cpu" and psutil.virtual_memory().available < MEMORY * 2**30:
         pytest.skip(f"less than {MEMORY} GB of memory are free")
@@ -91,7 +87,7 @@ def base(request, tmp_path_factory):
         scheduler_config=SCHEDULER,
         alphas_cumprod=schedule.alphas_cumprod(SCHEDULER).to(device),
         device=torch.device(device),
-        unet=draw(lambda: UNet2DConditionModel(sample_size=side, **UNET), device),
+        unet=draw(lambda: UNet2DConditionModel(**STABLE_DIFFUSION_1 | {"sample_size": side}), device),
         vae=draw(lambda: AutoencoderKL(sample_size=8 * side, **VAE), device),
         text_encoder=draw(lambda: CLIPTextModel(CLIPTextConfig(max_position_embeddings=77, **TEXT, **ends)), device),
         tokenizer=words,
@@ -104,9 +100,7 @@ def base(request, tmp_path_factory):
             parameter.grad = None
 
     made.reload = keep
-    yield made
-    peak = torch.cuda.max_memory_allocated() if device == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(f"{device}, {made.image_size[0]} px: at most {peak / 2**30:.1f} GB")
+    return made
 
 
 @pytest.fixture(params=["float32", "bfloat16"])
@@ -305,3 +299,11 @@ def test_the_autoencoder_is_trained_along(base, batch):
         assert bool(gradient.any()) and bool(torch.isfinite(gradient).all()) and base.vae.decoder.conv_in.weight.grad is None
     finally:
         methods.restore(base, trainee)
+
+
+def test_memory_stays_within_what_is_asked_for(base):
+    """The peak of all stages above, on a GPU with what activations of 512 px add."""
+    cuda = base.device.type == "cuda"
+    peak = (torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 2**30
+    print(f"{base.device.type}, {base.image_size[0]} px: at most {peak:.1f} GB")
+    assert 4 < peak < (24 if cuda else MEMORY)

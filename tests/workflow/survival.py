@@ -188,10 +188,11 @@ def arguments(clone, kind):
 
 
 def drawn(kinds, count, root):
-    """So many of the kinds and who is killed, by a digest of the code below root: other code kills others, and one version always the same."""
+    """So many of the kinds, who is killed and after what share of its time, by a digest of the code below root: other code kills others, one version always
+    the same."""
     text = hashlib.sha256(b"".join(path.read_bytes() for name in ("src", "workflow") for path in sorted((root / name).rglob("*")) if path.suffix in CODE))
     draw = random.Random(text.digest())
-    return [(kind, draw.choice(["job", "snakemake"])) for kind in draw.sample(sorted(kinds), count)]
+    return [(kind, draw.choice(["job", "snakemake"]), draw.random()) for kind in draw.sample(sorted(kinds), count)]
 
 
 def job_below(snakemake):

@@ -1,5 +1,6 @@
 """The job graph of every preset, and what the configuration refuses, without running a job."""
 
+import csv
 import re
 import subprocess
 import sys
@@ -30,9 +31,22 @@ def test_job_graph(clone, preset):
     print(f"{preset}: {counts['total']} jobs, {done.seconds:.1f} s of processor time to find them")
     assert counts["finetune"] and counts["extract"] and counts["typeset_paper"] == 1
     assert counts["total"] < 2000
+    planned = {rule: number for rule, number in counts.items() if rule != "total"}
+    with open(clone.folder / "paper/reference/jobs.csv", newline="") as handle:
+        recorded = {row["rule"]: int(row["jobs"]) for row in csv.DictReader(handle) if row["preset"] == preset}
+    assert not preset.startswith("paper") or recorded == planned, "ARTIFACT.md tells of other jobs: correct paper/reference/jobs.csv and run artifact --write"
     if not preset.startswith("paper"):  # starting a job costs ten seconds
         assert counts["total"] < (650 if preset == "full" else 200)
     assert done.seconds < 20, "reading the workflow takes too long (see the processor time above)"
+
+
+def test_networks_that_are_not_there_stop_a_run_before_its_first_job(clone):
+    """Where a job needs them: those behind other targets do not matter."""
+    overlay = clone.overlay("instruments: {copy_score: data/networks/nowhere}\nlora_weights: {dino: data/networks/unasked}\n")
+    target = "results/smoke/extraction/identities/tau.json"
+    done = clone.snakemake(*overlay_of("smoke"), overlay, "--", target, fails=True)
+    assert "networks that are not there: data/networks/nowhere;" in done.stdout and not (clone.folder / "results/smoke/data").exists()
+    clone.snakemake("--dry-run", "--quiet", *overlay_of("smoke"), overlay, "--", target)
 
 
 def test_attacks_per_shard(clone):

@@ -94,4 +94,4 @@ def test_every_rule_is_killed_or_runs_as_one_that_is():
     assert all(verbs[rule] == verbs[kind] for kind, found in survival.LIKE.items() for rule in found)
     assert not {verbs[rule] for rule in survival.AT_ONCE} & {verbs[kind] for kind in survival.KINDS if kind != "evaluate_finextract"}
     chosen = survival.drawn(survival.SMOKE, 3, ROOT)
-    assert chosen == survival.drawn(survival.SMOKE, 3, ROOT) and len({kind for kind, _ in chosen}) == 3
+    assert chosen == survival.drawn(survival.SMOKE, 3, ROOT) and len({kind for kind, *_ in chosen}) == 3

@@ -35,6 +35,8 @@ shell.prefix(f"set -euo pipefail; export PYTHONPATH={shlex.quote(str(ROOT / 'src
 onstart:
     if workflow.local_exec:
         workflow.scheduler.job_rate_limiter = None
+    if absent := absent_networks([str(value) for job in workflow.dag.needrun_jobs() for value in job.params]):
+        raise WorkflowError(f"the configuration names networks that are not there: {', '.join(absent)}; the preset's comments say what they are")
 
 
 RESULTS = study.pathvars.results  # functions get no <results>
@@ -107,6 +109,25 @@ def shipped(*folders):
 
 def shipped_digest(*folders):
     return "".join(digest[:16] for digest in shipped_below(*folders).values())
+
+
+NETWORKS = "copy_cluster copy_score factors perceptual embedder identity identity_a identity_b clip clip_image clip_text dino".split()  # options that name one
+
+
+def named_networks(values):
+    """Paths of networks below `values` of the configuration."""
+    if isinstance(values, list):
+        return {path for value in values for path in named_networks(value)}
+    if not isinstance(values, dict):
+        return set()
+    own = {path for key, path in values.items() if key in NETWORKS and isinstance(path, str) and path}
+    return own.union(*map(named_networks, values.values()))
+
+
+def absent_networks(params):
+    """Named networks that do not exist and that one of the params asks for: a job would find that out when hours of others lie behind it."""
+    absent = {path for path in named_networks(study.model_dump(mode="json")) if not Path(path).exists()}
+    return sorted(path for path in absent if any(path in value for value in params))
 
 
 # --- look-ups --------------------------------------------------------------------------------------------------------------------------

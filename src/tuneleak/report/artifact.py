@@ -3,6 +3,8 @@ of the paper preset."""
 
 from pathlib import Path
 
+import pandas as pd
+
 from tuneleak import config, estimate, files
 from tuneleak.errors import InputError
 from tuneleak.report import record, recorded, registry
@@ -30,7 +32,7 @@ def artifact(root=".", write=False):
             raise InputError(f"{path}: no such file; run this in the project's folder")
     costs = estimated_costs(root)
     tables = {"studies": studies_table(root, costs["paper"]), "claims": claims_table(root), "runs": runs_table(root)}
-    tables |= {"estimates": estimates_table(costs), "pairs": pairs_table(root), "findings": findings_table(root)}
+    tables |= {"estimates": estimates_table(costs, planned_jobs(root)), "pairs": pairs_table(root), "findings": findings_table(root)}
     for path, blocks in ((root / name, blocks) for name, blocks in BLOCKS.items()):
         text = before = path.read_text(encoding="utf-8")
         for block in blocks:
@@ -117,21 +119,29 @@ def runs_table(root):
     return "\n".join(lines)
 
 
-def estimates_table(costs):
-    """Markdown: what presets would take, by system; costs: {preset: {system: Cost}}."""
+def planned_jobs(root):
+    """{preset: {system: jobs}} of presets that were planned by a dry run and not run (`paper/reference/jobs.csv`: preset, rule, jobs)."""
+    table, owner = pd.read_csv(root / REFERENCE / "jobs.csv"), recorded.owners(root)
+    systems = table.rule.map(lambda rule: owner.get(rule, recorded.SHARED))
+    return {preset: group.groupby(systems).jobs.sum().to_dict() for preset, group in table.groupby("preset")}
+
+
+def estimates_table(costs, jobs):
+    """Markdown: what presets would take, by system; costs: {preset: {system: Cost}}; jobs: `planned_jobs`."""
     network = estimate.count()
     lines = [
         f"One UNet call on one sample of 512 px: {network.flops / 1e12:.3f} TFLOP (counted). Hours at an assumed {estimate.TERAFLOPS:g} TFLOP/s sustained.",
         "",
-        "| preset | system | models trained | UNet calls | GPU-hours | disk, GB | weights, gradients and optimiser of the largest training, GB |",
-        "|---|---|---|---|---|---|---|",
+        "| preset | system | jobs | models trained | UNet calls | GPU-hours | disk, GB | weights, gradients and optimiser of the largest training, GB |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for preset, systems in costs.items():
         for system, cost in systems.items():
             numbers = f"{cost.models:,d} | {cost.calls:,d} | {_rounded(cost.hours)} | {_rounded(cost.disk_gb)} | {cost.state_gb:.1f}"
-            lines.append(f"| {preset} | {system} | {numbers} |")
+            lines.append(f"| {preset} | {system} | {jobs[preset].get(system, 0):,d} | {numbers} |")
         total = sum(cost.hours for cost in systems.values()), sum(cost.disk_gb for cost in systems.values())
-        lines.append(f"| {preset} | all | | | {_rounded(total[0])} | {_rounded(total[1])} | |")
+        lines.append(f"| {preset} | {recorded.SHARED} | {jobs[preset][recorded.SHARED]:,d} | | | | | |")
+        lines.append(f"| {preset} | all | {sum(jobs[preset].values()):,d} | | | {_rounded(total[0])} | {_rounded(total[1])} | |")
     return "\n".join(lines)
 
 
