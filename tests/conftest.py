@@ -1,6 +1,7 @@
 """Fixtures shared by all tests: a tiny random Stable Diffusion folder and a tiny ImageSet."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -98,3 +99,37 @@ def make_tiny_images():
 def tiny_images(tmp_path_factory):
     """Folder of a tiny ImageSet: concepts ada, bob (tune), cyd, dee (test), each with 4 train and 5 heldout pictures of 32 px; read only."""
     return build_tiny_images(tmp_path_factory.mktemp("images") / "discs")
+
+
+@pytest.fixture
+def crate_issues(monkeypatch):
+    """`crate_issues(folder)`: what the checks that Workflow Run Crate 0.5 requires find fault with, as a list of texts.
+
+    The web's RO-Crate context is replaced by the one that rocrate brings, with its older names.
+    """
+    models = pytest.importorskip("rocrate_validator.models", reason="roc-validator is missing (pip install -e '.[dev]')")
+    import requests
+    import rocrate
+    from rocrate_validator import services
+    from rocrate_validator.utils.http import HttpRequester
+
+    shipped = Path(rocrate.__file__).parent / "data/ro-crate.jsonld"
+    if not shipped.is_file():
+        pytest.skip("this rocrate brings no context, and the web's is not fetched in tests")
+    text = shipped.read_text().replace("https://bioschemas.org/terms/", "https://bioschemas.org/")
+
+    def get(requester, url, **_):
+        answer = requests.Response()
+        answer.status_code, answer.url, answer._content = 200 if url == "https://w3id.org/ro/crate/1.1/context" else 404, url, text.encode()
+        answer.headers["Content-Type"] = "application/ld+json"
+        return answer
+
+    monkeypatch.setattr(HttpRequester, "get", get, raising=False)
+
+    def issues(folder):
+        asked = models.ValidationSettings(
+            rocrate_uri=str(folder), profile_identifier="workflow-run-crate", requirement_severity=models.Severity.REQUIRED, offline=True
+        )
+        return [f"{issue.check.identifier}: {issue.message}" for issue in services.validate(asked).get_issues()]
+
+    return issues

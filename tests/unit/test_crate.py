@@ -102,35 +102,9 @@ def test_what_cannot_be_described_is_said(run):
         describe(run)
 
 
-def test_the_crate_is_valid(run, monkeypatch):
-    """By the checks that Workflow Run Crate 0.5 requires. The web's RO-Crate context is replaced by the one that rocrate brings, with its older names."""
-    models = pytest.importorskip("rocrate_validator.models", reason="roc-validator is missing (pip install -e '.[dev]')")
-    import requests
-    import rocrate
-    from rocrate_validator import services
-    from rocrate_validator.utils.http import HttpRequester
-
-    shipped = Path(rocrate.__file__).parent / "data/ro-crate.jsonld"
-    if not shipped.is_file():
-        pytest.skip("this rocrate brings no context, and the web's is not fetched in tests")
-    text = shipped.read_text().replace("https://bioschemas.org/terms/", "https://bioschemas.org/")
-
-    def get(requester, url, **_):
-        answer = requests.Response()
-        answer.status_code, answer.url, answer._content = 200 if url == "https://w3id.org/ro/crate/1.1/context" else 404, url, text.encode()
-        answer.headers["Content-Type"] = "application/ld+json"
-        return answer
-
-    monkeypatch.setattr(HttpRequester, "get", get, raising=False)
-
-    def issues():
-        asked = models.ValidationSettings(
-            rocrate_uri=str(run), profile_identifier="workflow-run-crate", requirement_severity=models.Severity.REQUIRED, offline=True
-        )
-        return [f"{issue.check.identifier}: {issue.message}" for issue in services.validate(asked).get_issues()]
-
+def test_the_crate_is_valid(run, crate_issues):
     _, found = describe(run)
-    assert issues() == []
+    assert crate_issues(run) == []
     found["@graph"] = [item for item in found["@graph"] if item["@id"] != "#run"]  # and it sees what is missing
     (run / "ro-crate-metadata.json").write_text(json.dumps(found))
-    assert any("mainEntity" in issue for issue in issues())
+    assert any("mainEntity" in issue for issue in crate_issues(run))

@@ -122,14 +122,15 @@ def test_the_report_opens_in_a_browser(smoke, tmp_path):
         assert section in seen, section
 
 
-def test_the_run_can_be_described(smoke):
-    """As many jobs as logs, the calls that attacks counted, and files that are there."""
+def test_the_run_can_be_described(smoke, crate_issues):
+    """As many jobs as logs, the calls that attacks counted, files that are there, and nothing that a validator objects to."""
     smoke.tuneleak("crate", "--results", "results/smoke", "--overlay", SMOKE[1])
     manifest, described = (json.loads(results(smoke, name).read_text()) for name in ("run-manifest.json", "ro-crate-metadata.json"))
     assert manifest["jobs"] == len([path for path in results(smoke, "benchmarks").rglob("*.tsv")])
     assert manifest["rules"]["extract"]["calls"] > 0 and manifest["rules"]["finetune"]["seconds"] > 0
     listed = [item["@id"] for item in described["@graph"] if "File" in item["@type"]]
     assert len(listed) > 100 and all(results(smoke, unquote(name)).is_file() for name in listed)
+    assert crate_issues(smoke.folder / "results/smoke") == []
 
 
 @pytest.mark.parametrize(
