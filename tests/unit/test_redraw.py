@@ -40,6 +40,15 @@ def test_scores_too_large_to_keep_are_left_out_and_said(study, tmp_path, monkeyp
     assert (tmp_path / "out/figures/theory.pdf").is_file()
 
 
+def test_figures_that_show_pictures_are_kept_as_they_are(tmp_path, monkeypatch):
+    (tmp_path / "run/figures/a").mkdir(parents=True)
+    for name in ("pictures", "dp_samples", "similarity"):
+        (tmp_path / f"run/figures/a/{name}.pdf").write_text("x" * (9 if name == "dp_samples" else 2))
+    monkeypatch.setattr(record, "LARGEST", 5)
+    record._record_pictures(tmp_path / "run", tmp_path / "made")
+    assert [path.read_text() for path in (tmp_path / "made/figures").iterdir()] == ["xx"] and record.figure_file(tmp_path / "made", "pictures").is_file()
+
+
 def test_only_what_the_paper_would_show_becomes_a_remark(tmp_path):
     sections, out = tmp_path / "paper/sections", tmp_path / "out"
     sections.mkdir(parents=True)
@@ -60,7 +69,9 @@ def test_only_what_the_paper_would_show_becomes_a_remark(tmp_path):
 def test_the_recorded_run_is_redrawn_to_its_paper(tmp_path, capsys):
     redraw.redraw("embedded", tmp_path, ROOT)
     said = capsys.readouterr().out
-    assert "not drawn: pictures (it shows pictures)" in said and "similarity" not in said
+    assert "not drawn: " not in said and all(f"kept from the run, not drawn again: {name} " in said for name in record.PICTURES)
+    kept = {path.stem for path in (ROOT / "paper/reference/embedded/figures").glob("*.pdf")}
+    assert kept == set(record.PICTURES) and all((tmp_path / f"figures/{name}.pdf").is_file() for name in [*kept, "similarity"])
     past, now = (pd.read_csv(path, dtype=str, keep_default_na=False) for path in (ROOT / "paper/reference/embedded/claims.csv", tmp_path / "claims.csv"))
     both = past[past.status != "not-run"].merge(now, on="id", suffixes=("", "_now"))
     assert len(both) > 10 and (both.value == both.value_now).all() and (both.status == both.status_now).all()

@@ -1,9 +1,10 @@
 """The verb `record`, which keeps a finished run under paper/reference/, and the facts about a run that its sidecars hold.
 
-Numbers of single pictures, which figures need, are kept beside it as `scores/<name>.csv.gz` (`SCORES`).
+Numbers of single pictures, which figures need, are kept beside it as `scores/<name>.csv.gz` (`SCORES`), figures that show pictures as they are (`PICTURES`).
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -19,14 +20,15 @@ SCORES = {  # of a results folder; `matches` in as many columns as reading it ta
     "clusters": "attacker/clusters.csv",
     "membership": "shake-to-leak/*/scores*.csv",
 }
-LARGEST = 5_000_000  # bytes of one compressed table
+PICTURES = ("pictures", "weights-reconstructions", "dp_samples", "shake_pairs")
+LARGEST = 5_000_000  # bytes of one compressed table or figure
 
 
 def record(metrics, benchmarks, out, claims=None, results=None, resources="resources"):
     """Write `<out>/<system>/{metrics.csv,run.meta.json}` for each system of a metrics table, and `<out>/claims.csv` if claims are given.
 
     metrics: metrics.csv of a run, with its sidecar; benchmarks: folder of Snakemake's benchmark TSVs; out: paper/reference/<preset>;
-    claims: claims.csv of the same run; systems recorded from other runs keep their rows; results: folder of the run, for the scores;
+    claims: claims.csv of the same run; systems recorded from other runs keep their rows; results: folder of the run, for scores and pictures;
     resources: the shipped models. run.meta.json holds the machine, the versions, the settings, a digest of those models and the seconds, memory and UNet
     calls per rule, and what a private training of each method took (`dp_costs.per_method`).
     """
@@ -49,6 +51,7 @@ def record(metrics, benchmarks, out, claims=None, results=None, resources="resou
         files.write_json(Path(out) / system / META, facts)
     if results:
         _record_scores(Path(results), Path(out))
+        _record_pictures(Path(results), Path(out))
 
 
 def models_digest(resources):
@@ -81,6 +84,18 @@ def _record_scores(results, out):
         if path.stat().st_size > LARGEST:
             print(f"{path}: left out, with {path.stat().st_size:,d} bytes it is larger than {LARGEST:,d}; figures drawn from it need the run")
             path.unlink()
+
+
+def figure_file(folder, name):
+    """Where the figure `name` of a recorded run lies (folder: paper/reference/<preset>)."""
+    return Path(folder) / "figures" / f"{name}.pdf"
+
+
+def _record_pictures(results, out):
+    for path in (path for name in PICTURES for path in results.glob(f"figures/*/{name}.pdf")):
+        if path.stat().st_size <= LARGEST:
+            with files.atomic(figure_file(out, path.stem)) as temporary:
+                shutil.copyfile(path, temporary)
 
 
 def _record_claims(claims, systems, out):

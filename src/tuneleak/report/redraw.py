@@ -12,7 +12,6 @@ from tuneleak.errors import InputError
 from tuneleak.metrics import join
 from tuneleak.report import claims, paper, record, style, tables
 
-PICTURES = ("pictures", "weights-reconstructions", "dp_samples", "shake_pairs")  # figures that show pictures
 _GENERATED = ("setup", "claims", "published", "cost", "dp_cost")  # tables that the paper writes itself
 
 
@@ -36,6 +35,9 @@ def redraw(preset, out, root="."):
         shutil.rmtree(out / folder, ignore_errors=True)
     missing = draw_all(preset, root, metrics, [path.parent.name for path in parts], out)
     tables.tables(metrics, out / "tables", reference)
+    for kept in filter(Path.is_file, (record.figure_file(recorded, name) for name in record.PICTURES)):
+        shutil.copy(kept, out / "figures")
+        print(f"kept from the run, not drawn again: {kept.stem} (it shows pictures)")
     missing |= remark_missing(root / "paper", out)
     for name, why in sorted(missing.items()):
         print(f"not drawn: {name} ({why})")
@@ -103,7 +105,7 @@ def remark_missing(sources, out):
             shown += [inside, after] if (out / guard).is_file() else [after]
         for name in re.findall(r"\\includegraphics(?:\[[^]]*\])?\{([^}]+)\}", "".join(shown)):
             if not (out / "figures" / f"{name}.pdf").is_file():
-                missing[name] = "it shows pictures" if name in PICTURES else "not recorded"
+                missing[name] = "it shows pictures" if name in record.PICTURES else "not recorded"
                 with style.figure(style.TEXT_WIDTH, 0.6) as figure:
                     style.note(figure.subplots(), f"not drawn: {missing[name]}")
                     style.save(figure, out / "figures", name)
