@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+from safetensors import SafetensorError
 
 from tuneleak import runtime
 from tuneleak.errors import InputError
@@ -129,7 +130,7 @@ def run(parser, argv=None):
             raise
         print(f"tuneleak: error: {error}; check that path and who may read or write it (--debug shows where it was needed)", file=sys.stderr)
         raise SystemExit(2) from None
-    except (OSError, MemoryError) as error:
+    except (OSError, MemoryError, SafetensorError) as error:  # the last: a disk that was full when weights were written
         if namespace.debug:
             raise
         told = error if str(error) else "there is not enough memory; give less at once"

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
 FEW = json.dumps({"lora_test_identities": 2, "lora_photographs": 6})  # some 40 KB of pictures
@@ -17,18 +19,21 @@ FEW = json.dumps({"lora_test_identities": 2, "lora_photographs": 6})  # some 40 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits and mounts are those of Linux")
 
 
-def render(out, limit=None):
-    """`tuneleak render` in a process of its own, which may write no file larger than `limit` bytes."""
+def tuneleak(*command, limit=None):
+    """A verb in a process of its own, which may write no file larger than `limit` bytes."""
 
     def restrict():
         if limit:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-    command = [sys.executable, "-m", "tuneleak", "render", "--name", "lora-test", "--out", out, "--options", FEW]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, preexec_fn=restrict)
+    done = subprocess.run([sys.executable, "-m", "tuneleak", *command], env=environment, capture_output=True, text=True, preexec_fn=restrict)
     assert "Traceback" not in done.stderr, done.stderr
     return done
+
+
+def render(out, limit=None):
+    return tuneleak("render", "--name", "lora-test", "--out", out, "--options", FEW, limit=limit)
 
 
 def digests(folder):
@@ -69,6 +74,37 @@ def test_a_full_disk_stops_a_job_and_more_room_lets_it_go_on(disk, undisturbed):
     assert not (folder / "manifest.csv").exists() and not list(folder.parent.glob(".*tmp*/manifest.csv"))
     disk("size=16m")
     assert render(folder).returncode == 0 and digests(folder) == undisturbed
+
+
+def test_a_full_disk_stops_a_training_at_a_checkpoint_and_it_goes_on_from_the_one_before(disk, tiny_base, tiny_images, tmp_path):
+    options = json.dumps({"method": "lora", "images_per_concept": 4, "steps_per_image": 4, "batch": 2, "lr": 1e-3, "rank": 4, "checkpoint_every": 3})
+
+    def train(folder):
+        return tuneleak("finetune", "--base", tiny_base, "--images", tiny_images, "--world", "w", "--split", "test", "--out", folder, "--options", options)
+
+    folder = disk("size=130k") / "models"  # room for one checkpoint of 72 KB
+    done = train(folder)
+    assert done.returncode == 1 and "No space left on device" in done.stderr and not (folder / "manifest.csv").exists()
+    (kept,) = folder.rglob("*-000003.safetensors")
+    disk("size=16m")
+    assert train(folder).returncode == 0 and not kept.exists()
+    assert train(tmp_path / "undisturbed").returncode == 0
+    for path in (tmp_path / "undisturbed").rglob("*.safetensors"):
+        here, there = load_file(path), load_file(folder / path.relative_to(tmp_path / "undisturbed"))
+        assert here.keys() == there.keys() and all(torch.equal(here[name], there[name]) for name in here)
+
+
+@pytest.mark.workflow
+def test_a_workflow_goes_on_once_its_results_have_room(disk, clone):
+    folder = disk("size=24k")
+    (clone.folder / "few.yaml").write_text(f"pathvars: {{results: {folder}/results}}\npopulation: {FEW}\n")
+    asked = ("--configfile", "workflow/presets/smoke.yaml", "few.yaml", "--", f"{folder}/results/data/lora-test/manifest.csv")
+    said = clone.snakemake(*asked, fails=True).stdout
+    (log,) = {clone.folder / line.split()[1] for line in said.splitlines() if line.strip().startswith("log: ")}
+    assert "No space left on device" in log.read_text()
+    disk("size=16m")
+    clone.snakemake("--rerun-incomplete", *asked)
+    assert len(list((folder / "results/data/lora-test").rglob("*.png"))) == 12
 
 
 def test_a_disk_that_may_not_be_written_is_named(disk):
