@@ -132,6 +132,27 @@ def test_removing_a_picture_moves_the_sum_by_at_most_the_clip(tiny_base, draws):
         assert float((whole - without).norm()) == pytest.approx(1.0, abs=1e-4)
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e3])
+@pytest.mark.parametrize("layer", ["linear", "bias", "convolution", "embedding", "wide"])
+def test_a_gradient_that_cancels_keeps_its_share_within_one(layer, scale):
+    """Two draws with opposite gradients leave rounding, which no clip may blow up: 1 / C of it would be far longer than the clip."""
+    generator = torch.Generator().manual_seed(0)
+    made = {
+        "linear": lambda: torch.nn.Linear(64, 64, bias=False), "bias": lambda: torch.nn.Linear(64, 64), "wide": lambda: torch.nn.Linear(4, 4),
+        "convolution": lambda: torch.nn.Conv2d(4, 4, 3, padding=1), "embedding": lambda: torch.nn.Embedding(3, 64),
+    }  # fmt: skip
+    module = made[layer]()
+    draws = {"embedding": lambda: torch.tensor([[1], [1]]), "convolution": lambda: torch.randn(1, 4, 8, 8, generator=generator).repeat(2, 1, 1, 1)}
+    x = draws.get(layer, lambda: torch.randn(1, 64 if layer != "wide" else 4, generator=generator).repeat(2, 1))()
+    sums = gradients.make("ghost", module, list(module.parameters()))
+    for _ in range(20):
+        weight = scale * torch.randn(1, *module(x).shape[1:], generator=generator)
+        nearly = torch.cat([weight, -weight * (1 + 1e-6 * torch.rand(weight.shape, generator=generator))])
+        found, _ = sums.clipped(lambda network, nearly=nearly: (network(x) * nearly).flatten(1).sum(1), 1, 1e-3)
+        assert float(torch.cat([part.flatten() for part in found]).norm()) <= 1 + 1e-5
+    sums.close()
+
+
 def test_repeating_a_picture_and_clipping_each_copy_breaks_the_bound(tiny_base):
     """The mistake of public DP-LoRA code: K rows clipped one by one let a picture weigh up to K times the clip."""
     problem = Problem(tiny_base, pictures=1, draws=8)

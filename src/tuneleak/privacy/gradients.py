@@ -137,11 +137,11 @@ class GhostSums:
             if len(seen.get(module, ())) != 2:
                 raise InputError(f"a trained {type(module).__name__} was not used exactly once in a pass; use gradients=hooks")
             records.append(layers.kind_of(module)(module, *seen.pop(module), pictures))
-        norms = sum(record.squared_norms() for record in records).sqrt()
-        c, sums = coefficients(norms, clip), {}
+        norms, slack = sum(record.squares() for record in records).sqrt()
+        c, sums = coefficients(norms + slack, clip).to(errors.dtype), {}  # what is rounded counts as part of the gradient
         for record in records:
             sums |= record.weighted(c)
-        return [sums[parameter] for parameter in self.parameters], norms
+        return [sums[parameter] for parameter in self.parameters], norms.to(errors.dtype)
 
     @contextlib.contextmanager
     def _recording(self):

@@ -8,9 +8,9 @@ from tuneleak.privacy import accounting, release
 ADJACENCY = "add/remove one record, Poisson sampling"
 NOT_COVERED = (
     "Not covered: the choice of hyper-parameters on private pictures (presets choose them on a public style, or on people that nothing is reported of), the "
-    "declared size of the set, anything the public base was trained on, how long steps took, and whatever else is published about the same pictures. The noise "
-    "comes from a seeded generator so that runs repeat, and anybody can compute it: so far the promise is one on paper. For a real release set "
-    "TUNELEAK_NOISE_SECRET to a long random text, and keep it secret."
+    "declared size of the set, anything the public base was trained on, how long steps took, that a training stopped because it diverged, rounding where "
+    "pictures are summed, and whatever else is published about the same pictures. The noise comes from a seeded generator so that runs repeat, and anybody "
+    "can compute it: so far the promise is one on paper. For a real release set TUNELEAK_NOISE_SECRET to a long random text, and keep it secret."
 )
 
 
