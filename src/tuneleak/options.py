@@ -660,7 +660,9 @@ class AuditOptions(Options):
     )
     count: Positive = Field(1000, description="canaries, each put in by a fair coin")
     guesses: Positive = Field(200, description="canaries guessed about, half of them in and half out; fixed beforehand, the others are abstained on")
-    runs: Positive = Field(1, description="independent runs; the first gives the bound of one run, about 100 give a bound over all at a claim of 10")
+    runs: Positive = Field(
+        1, description="independent runs; the first gives the bound of one run; of dirac canaries about 100 give one over all at a claim of 10"
+    )
     pictures: Count = Field(0, description="real training pictures beside the canaries (dirac; 0: the worst case, in which all other gradients vanish)")
     draws: Positive = Field(8, description="timesteps and noises over which the score of a picture is averaged")
     confidence: Fraction = Field(0.95, description="confidence of the lower bound")

@@ -175,8 +175,12 @@ def test_no_two_private_models_share_noise(made, tiny_base, tiny_images, tmp_pat
     assert secret[:3] == public and "random" not in str(secret) and len(secret) == 5
     one, other = (mechanism.run_key(options, "H1", "a", pictures=found) for found in (["x", "y"], ["x"]))
     assert one != other and one == mechanism.run_key(options, "H1", "a", pictures=["y", "x"])
+    (tmp_path / "unet").write_text("of another base of this name")
+    assert mechanism.run_key(options, "H1", "a", pictures=["x"], networks=[tmp_path / "unet"]) != other
     monkeypatch.delenv(mechanism.SECRET)
-    assert mechanism.run_key(options, "H1", "a", pictures=["x"]) == public  # noise that anybody can compute must not tell who took part
+    assert (
+        mechanism.run_key(options, "H1", "a", pictures=["x"], networks=[tmp_path / "unet"]) == public
+    )  # noise that anybody can compute must not tell who took part
 
 
 def test_secret_randomness_is_uniform_gaussian_and_nobody_elses(monkeypatch):

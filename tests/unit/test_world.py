@@ -7,6 +7,7 @@ import torch
 
 from tuneleak.errors import InputError
 from tuneleak.metrics import bases, world
+from tuneleak.metrics.intervals import wilson
 
 
 class LinearBase:
@@ -103,3 +104,10 @@ def test_rows_carry_intervals_over_people_and_say_whether_their_bar_is_met():
 def test_psnr_of_a_constant_error():
     first = np.zeros((1, 4, 4, 3), np.uint8)
     assert world.psnr(first, first + 51)[0] == pytest.approx(20 * np.log10(5))
+
+
+def test_a_share_that_is_the_same_for_all_keeps_the_interval_that_its_people_allow():
+    table = world.Table()
+    table.rate("part", "all right", np.ones(40), np.repeat(np.arange(10), 4))
+    (row,) = table.rows
+    assert row[3] == pytest.approx(1 - wilson(0, 10)[1]) < row[4] == 1

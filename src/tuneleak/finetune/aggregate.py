@@ -119,7 +119,7 @@ def clipped(change, clip):
 def _release(base, pictures, labels, world, seed, sigma, rate, options, out, folder):
     privacy, epsilon = options.privacy, private.epsilon_name(options.privacy)
     name = modelset.model_id(world, METHOD, f"eps{epsilon}", f"s{seed}")
-    key = mechanism.run_key(options, base.name, world, seed, pictures=pictures.table.sha256)
+    key = mechanism.run_key(options, base.name, world, seed, pictures=pictures.table.sha256, networks=base.network_files())
     done = checkpoint.finished(folder, name, out / name)
     if done:
         return done
@@ -150,6 +150,6 @@ def _release(base, pictures, labels, world, seed, sigma, rate, options, out, fol
 
 def _digest(base, pictures, options):
     code = [files.sha256(path) for path in (Path(__file__), Path(private.__file__), Path(private_data.__file__), Path(attachments.__file__))]
-    networks = [files.sha256(path) for path in sorted(base.folder.glob("*/*.safetensors"))]
+    networks = [files.sha256(path) for path in base.network_files()]
     described = {"options": options.model_dump(exclude={"seeds"}), "pictures": list(pictures.table.sha256), "networks": networks}
     return files.digest(described | {"code": code, "secret": mechanism.secret_key(), "device": base.device.type, "torch": torch.__version__})

@@ -102,7 +102,7 @@ def _private(base, job, item, recipe, out):
 def _train(base, row, pictures, private_options, recipe, out, folder):
     options = private_options.options(recipe)
     privacy, seed = options.privacy, row["seed"]
-    key = mechanism.run_key(options, base.name, row["model_id"], pictures=pictures.table.sha256)
+    key = mechanism.run_key(options, base.name, row["model_id"], pictures=pictures.table.sha256, networks=base.network_files())
     person = private_options.unit == "person"
     data = (PersonRecords if person else private_data.PrivateRecords)(base, pictures, options)
     sigma = _noise(privacy)
@@ -163,7 +163,7 @@ def _release(base, row, pictures, options, out):
     options = options.model_copy(update={"prompts": {row["concept"]: row["caption"]}, "privacy": privacy, "expected_pictures": count})
     sigma = 0.0 if privacy.noiseless else release.noise_multiplier(privacy.epsilon, privacy.delta)
     captions = aggregate.Captions(base, options.prompts, options.caption_template)
-    key = mechanism.run_key(options, base.name, row["model_id"], pictures=pictures.table.sha256)
+    key = mechanism.run_key(options, base.name, row["model_id"], pictures=pictures.table.sha256, networks=base.network_files())
     latents = base.encode_images(as_tensor(pictures.pixels()))
     changes = []
     for chunk in torch.arange(count).split(options.at_once):
@@ -196,7 +196,7 @@ def _digest(base, pictures, item, recipe: FinetuneOptions):
     """Names everything a private model depends on, so that nothing of other circumstances is taken for it."""
     here = Path(__file__).parent
     code = [files.sha256(path) for folder in (here, here.parent / "privacy") for path in sorted(folder.glob("*.py"))]
-    networks = [files.sha256(path) for path in sorted(base.folder.glob("*/*.safetensors"))]
+    networks = [files.sha256(path) for path in base.network_files()]
     described = {"defence": item.model_dump(mode="json"), "recipe": recipe.model_dump(mode="json"), "pictures": list(pictures.table.sha256)}
     return files.digest(
         described | {"networks": networks, "code": code, "secret": mechanism.secret_key(), "device": base.device.type, "torch": torch.__version__}

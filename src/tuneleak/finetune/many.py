@@ -261,7 +261,7 @@ def _join(parts, path, recipe):
 
 def _digest(base, jobs, options, dtype):
     """Names everything the weights depend on, so that no half-finished shard is continued under other circumstances."""
-    networks = [files.sha256(path) for path in sorted(base.folder.glob("*/*.safetensors"))]
+    networks = [files.sha256(path) for path in base.network_files()]
     code = [files.sha256(Path(module)) for module in (batched_lora.__file__, loop.__file__, objective.__file__, views.__file__, __file__)]
     described = {
         "options": options.model_dump(mode="json"),

@@ -126,7 +126,15 @@ def _train_one(base, data, world, seed, sigma, options, out, folder):
     kind = kind_of_sums(base, network, parameters, options, folder)
     sums = gradients.make(kind, network, parameters, options.gradient_checkpointing)
     try:
-        trainer = Trainer(data, parameters, flat.vector, sums, sigma, mechanism.run_key(options, base.name, world, seed, pictures=data.sources), options)
+        trainer = Trainer(
+            data,
+            parameters,
+            flat.vector,
+            sums,
+            sigma,
+            mechanism.run_key(options, base.name, world, seed, pictures=data.sources, networks=base.network_files()),
+            options,
+        )
         state.load(folder, name, trainer)
         for step in runtime.progress(range(trainer.step_number, privacy.steps), f"private {method} epsilon {epsilon}"):
             trainer.step()
@@ -253,6 +261,6 @@ def _digest(base, pictures, options):
     """Names everything the weights depend on, so that no checkpoint is continued under other circumstances."""
     here = Path(__file__).parent
     code = [files.sha256(path) for folder in (here, here.parent / "privacy") for path in sorted(folder.glob("*.py"))]
-    networks = [files.sha256(path) for path in sorted(base.folder.glob("*/*.safetensors"))]
+    networks = [files.sha256(path) for path in base.network_files()]
     described = {"options": options.model_dump(exclude={"checkpoint_every", "seeds"}), "pictures": list(pictures.table.sha256), "networks": networks}
     return files.digest(described | {"code": code, "secret": mechanism.secret_key(), "device": base.device.type, "torch": torch.__version__})

@@ -1,5 +1,6 @@
 """The verb `preconditions`: does the embedded world meet the bars that make its studies meaningful? Every figure is measured on unseen pictures."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -56,8 +57,10 @@ class Table:
         """The mean of `values (n,)` over pictures, with a bootstrap interval over `people (n,)`."""
         values = np.asarray(values, float)
         found = intervals.bootstrap_statistic(lambda weights: weights @ values / weights.sum(), people, np.arange(len(values)))
-        least, most = (0.0, 1.0) if values.min() >= 0 and values.max() <= 1 else (-np.inf, np.inf)  # a share ends where shares end
-        self.add(part, measure, found.value, max(found.low, least), min(found.high, most), len(values), bar)
+        if values.min() >= 0 and values.max() <= 1:  # a share ends where shares end, and is not known exactly because all are alike
+            found = intervals.within(found, values)
+            found = replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))
+        self.add(part, measure, found.value, found.low, found.high, len(values), bar)
 
     def auc(self, part, measure, members, others, people, bar=""):
         """AUC of scores that are higher for members, with its interval by DeLong's method clustered over people."""

@@ -151,6 +151,10 @@ class Base:
         final = schedule.final_alpha_cumprod(self.scheduler_config, self.alphas_cumprod)
         return samplers.sample(noise_pred_fn, x_T.to(self.device), timesteps, self.alphas_cumprod, final)
 
+    def network_files(self):
+        """Paths of its weights, whose digests tell it from another base of its name."""
+        return sorted(self.folder.glob("*/*.safetensors"))
+
     def reload(self, part):
         """Read `unet`, `text_encoder` or `vae` from disk again, after training has changed it in place (half the memory of keeping a copy)."""
         dtype = getattr(self, part).dtype

@@ -68,7 +68,7 @@ def table(runs, privacy, options, facts):
     rows = _bounded("audited epsilon (one run)", bound, ceiling, options.count)
     total = sum(made for made, _ in guesses)
     rows.append(_fact("correct guesses", sum(correct for _, correct in guesses) / total, total))
-    if len(runs) > 1 and len({bool(members[0]) for _, members in runs}) == 2:
+    if options.canaries == "dirac" and len(runs) > 1 and len({bool(members[0]) for _, members in runs}) == 2:
         bound, ceiling = _many_runs(runs, privacy, options)
         if privacy.noiseless or ceiling >= WORTH * privacy.epsilon:
             rows += _bounded("audited epsilon (many runs)", bound, ceiling, len(runs))

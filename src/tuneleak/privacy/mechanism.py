@@ -21,14 +21,17 @@ SECRET = "TUNELEAK_NOISE_SECRET"  # environment variable: a long random text, fo
 _MANNER = {"seeds", "physical_batch", "at_once", "gradients", "gradient_checkpointing", "checkpoint_every"}  # knobs that change how, and not what
 
 
-def run_key(options, *names, pictures=()):
-    """What seeds all randomness of one private run: its names, its options and, if there is one, the secret in `SECRET` with the digests of the pictures.
+def run_key(options, *names, pictures=(), networks=()):
+    """What seeds all randomness of one private run: its names, its options and, if there is one, the secret in `SECRET` with digests of pictures and networks.
 
-    Two runs on the same pictures must not share noise, nor, if they are meant for release, may one on a set with a picture more: what one releases minus what
-    the other does would be free of it. Without a secret the pictures play no part: noise that anybody can compute must not tell who is among them.
+    pictures: their digests; networks: paths of the public model's files. Two runs on the same pictures must not share noise, nor, if they are meant for
+    release, may one on a set with a picture more, or from another model of the same name: what one releases minus what the other does would be free of it.
+    Without a secret neither plays a part: noise that anybody can compute must not tell who is among the pictures.
     """
     public = (*names, files.digest(options.model_dump(mode="json", exclude=_MANNER)))
-    return (*public, *secret_key(), files.digest(sorted(pictures))) if secret_key() else public
+    if not secret_key():
+        return public
+    return (*public, *secret_key(), files.digest([sorted(pictures), [files.sha256(path) for path in sorted(networks)]]))
 
 
 def secret_key():

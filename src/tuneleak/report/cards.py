@@ -85,7 +85,8 @@ def _model_card(resources, measured):
     lines += [
         "",
         "`sheets/` shows reconstructions beside originals, samples of the base beside photographs it trained on and photographs it did not (named.png),",
-        "samples above the nearest photograph it trained on and the nearest it did not (nearest.png), and each base's training curve.",
+        "samples above the nearest photograph it trained on and the nearest it did not (nearest.png), and, of bases that were traced,",
+        "training curves (curve-*.png).",
     ]
     return "\n".join(lines) + "\n"
 

@@ -4,6 +4,8 @@ For a family of claims: `\Status<Family>` (a sentence fragment picked from the s
 effects it could have found), each also as `\Recorded...` for the recorded run.
 """
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 
@@ -31,7 +33,22 @@ def collect(measured, claims, facts, reference, preset, costs=None):
     macros = of_claims(claims) | {f"Recorded{name}": text for name, text in of_claims(past_claims, list(dict.fromkeys(claims.family))).items()}
     macros |= of_run(measured, facts, costs) | {"RunPreset": tex.escape(preset), "RecordedPreset": tex.escape(recorded.described(reference)) or NOT_RECORDED}
     macros |= {f"Recorded{name}": text for name, text in of_run(past_measured, past_facts, past_facts.get("rules")).items()}
-    return macros | of_published(reference)
+    return macros | of_published(reference) | {"MissedBars": missed_bars(reference)}
+
+
+def missed_bars(reference):
+    """What the shipped models fall short of, in words and numbers: `part: measure of this value, that value (bar)`, by part and kind of measure."""
+    path = Path(reference) / "world/preconditions.csv"
+    if not path.is_file():
+        return NOT_RECORDED
+    table = pd.read_csv(path)
+    missed = table[table.met.astype(str) == "False"]
+    kinds = missed.measure.str.extract(r"^(.+ of |)(.+)$")
+    told = []
+    for (part, kind, bar), group in missed.assign(kind=kinds[0], what=kinds[1]).groupby(["part", "kind", "bar"], sort=False):
+        values = ", ".join(f"{tex.escape(row.what)} {tex.number(row.value, 2)}" for row in group.itertuples())
+        told.append(f"{tex.escape(part)}, {tex.escape(kind)}{values} (bar {tex.number(float(bar.lstrip('<>=')), 2)})")
+    return "; ".join(told) or "none of them"
 
 
 def read_claims(path):
