@@ -110,4 +110,4 @@ def test_a_share_that_is_the_same_for_all_keeps_the_interval_that_its_people_all
     table = world.Table()
     table.rate("part", "all right", np.ones(40), np.repeat(np.arange(10), 4))
     (row,) = table.rows
-    assert row[3] == pytest.approx(1 - wilson(0, 10)[1]) < row[4] == 1
+    assert row[3:5] == (pytest.approx(1 - wilson(0, 10)[1]), 1.0)
