@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
-from safetensors import SafetensorError
 
 from tuneleak import runtime
 from tuneleak.errors import InputError
@@ -130,8 +129,9 @@ def run(parser, argv=None):
             raise
         print(f"tuneleak: error: {error}; check that path and who may read or write it (--debug shows where it was needed)", file=sys.stderr)
         raise SystemExit(2) from None
-    except (OSError, MemoryError, SafetensorError) as error:  # the last: a disk that was full when weights were written
-        if namespace.debug:
+    except Exception as error:
+        full = type(error).__name__ == "SafetensorError"  # a full disk, under weights; reports are made where that package is not
+        if namespace.debug or not (full or isinstance(error, OSError | MemoryError)):
             raise
         told = error if str(error) else "there is not enough memory; give less at once"
         print(f"tuneleak: error: {told} (--debug shows where)", file=sys.stderr)
