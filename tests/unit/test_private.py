@@ -1,6 +1,7 @@
 import json
 import math
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -151,6 +152,12 @@ def test_a_gradient_that_cancels_keeps_its_share_within_one(layer, scale):
         found, _ = sums.clipped(lambda network, nearly=nearly: (network(x) * nearly).flatten(1).sum(1), 1, 1e-3)
         assert float(torch.cat([part.flatten() for part in found]).norm()) <= 1 + 1e-5
     sums.close()
+
+
+def test_ghost_norms_are_refused_where_there_is_no_float64():
+    on_mps = SimpleNamespace(device=torch.device("mps"))
+    with pytest.raises(InputError, match="float64, which mps lacks"):
+        gradients.make("ghost", torch.nn.Linear(1, 1), [on_mps])
 
 
 def test_repeating_a_picture_and_clipping_each_copy_breaks_the_bound(tiny_base):

@@ -126,15 +126,8 @@ def _train_one(base, data, world, seed, sigma, options, out, folder):
     kind = kind_of_sums(base, network, parameters, options, folder)
     sums = gradients.make(kind, network, parameters, options.gradient_checkpointing)
     try:
-        trainer = Trainer(
-            data,
-            parameters,
-            flat.vector,
-            sums,
-            sigma,
-            mechanism.run_key(options, base.name, world, seed, pictures=data.sources, networks=base.network_files()),
-            options,
-        )
+        key = mechanism.run_key(options, base.name, world, seed, pictures=data.sources, networks=base.network_files())
+        trainer = Trainer(data, parameters, flat.vector, sums, sigma, key, options)
         state.load(folder, name, trainer)
         for step in runtime.progress(range(trainer.step_number, privacy.steps), f"private {method} epsilon {epsilon}"):
             trainer.step()

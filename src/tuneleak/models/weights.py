@@ -51,6 +51,8 @@ def restoring(path, remove):
     """Around what puts a checkpoint's tensors into place: where they do not fit, an `InputError` that says what to remove."""
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except (KeyError, TypeError, ValueError, RuntimeError):
         raise InputError(f"{path} is no checkpoint of this training; remove {remove} to begin again") from None
 

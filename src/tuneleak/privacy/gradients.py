@@ -181,8 +181,11 @@ KINDS = {"ghost": GhostSums, "hooks": HookSums}
 
 def make(kind, network, parameters, gradient_checkpointing=False):
     """`GhostSums` or `HookSums` by name."""
+    parameters = list(parameters)
     if kind == "ghost" and gradient_checkpointing:
         raise InputError("gradients=ghost needs every activation once; with gradient_checkpointing use hooks or auto")
+    if kind == "ghost" and any(parameter.device.type == "mps" for parameter in parameters):
+        raise InputError("gradients=ghost needs float64, which mps lacks; use hooks or auto, or another device")
     return KINDS[kind](network, parameters)
 
 
