@@ -45,7 +45,8 @@ from tuneleak.options import (
 from tuneleak.privacy import gradients
 
 CAPTION = "the face of ada"
-MEMORY = 16  # GB that the largest stage may take: weights, their copy in one vector, gradients
+MEMORY = 16  # GB that have to be free for the largest stage: weights, their copy in one vector, gradients
+MOST = {"cpu": 20, "cuda": 24}  # GB of the process at its peak: 18.3 were measured with these tests alone, 18.7 with others before them
 VAE = {
     "latent_channels": 4, "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "norm_num_groups": 32, "scaling_factor": 0.18215,
     "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
@@ -306,4 +307,4 @@ def test_memory_stays_within_what_is_asked_for(base):
     cuda = base.device.type == "cuda"
     peak = (torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 2**30
     print(f"{base.device.type}, {base.image_size[0]} px: at most {peak:.1f} GB")
-    assert 4 < peak < (24 if cuda else psutil.virtual_memory().total / 2**30)
+    assert 4 < peak < MOST[base.device.type]
